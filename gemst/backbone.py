@@ -1,0 +1,165 @@
+"""The pretrained language model: load it, give it item tokens, run it without logits nobody reads, export it plainly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemst.config import Backbone
+from gemst.errors import GemstError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from gemst.item_ids import ItemIds
+    from gemst.prompts import Prompter
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned model with everything it takes to rank: the artefact folder `artifacts/model`, loaded."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ids: ItemIds
+    first: int  # vocabulary id of the first item token
+    prompter: Prompter
+
+
+def load(backbone: Backbone) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a decoder-only or encoder-decoder checkpoint in float32, in eval mode, with its tokenizer.
+
+    `backbone.name` is a local folder or a hub name. Raises GemstError when it is neither.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(backbone.name)
+        family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        if backbone.num_layers is not None:
+            config.num_hidden_layers = backbone.num_layers
+            if hasattr(config, "num_decoder_layers"):
+                config.num_decoder_layers = backbone.num_layers
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[: backbone.num_layers]
+        model = family.from_pretrained(backbone.name, config=config, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(backbone.name)
+    except (OSError, ValueError) as error:
+        raise GemstError(
+            f"backbone.name = {backbone.name!r} cannot be loaded ({str(error).splitlines()[0]})",
+            "Run `gemst fetch` for the default backbone, or name a folder with config.json and safetensors",
+        ) from None
+    return model.eval(), tokenizer
+
+
+def is_encoder_decoder(model: PreTrainedModel) -> bool:
+    """True for the T5 family, False for decoder-only models."""
+    return bool(model.config.is_encoder_decoder)
+
+
+def add_item_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str], rows: Tensor, out_rows: Tensor
+) -> int:
+    """Add `tokens` to the vocabulary with input rows `rows` and output rows `out_rows`, both (tokens, d).
+
+    A head tied to the input embedding is untied; old rows keep their bits. Returns the vocabulary id of the first
+    new token. They are special tokens, so that text encoded with `split_special_tokens` can never spell one.
+    """
+    import torch
+    from tokenizers import AddedToken
+
+    first = len(tokenizer)
+    added = tokenizer.add_special_tokens(
+        {"extra_special_tokens": [AddedToken(token, special=True, normalized=False) for token in tokens]},
+        replace_extra_special_tokens=False,
+    )
+    if added != len(tokens) or len(tokenizer) != first + len(tokens):
+        raise GemstError(f"the tokenizer knows item tokens already, such as {tokens[0]!r}", "Start from a plain backbone")
+    size = max(first + len(tokens), model.get_input_embeddings().num_embeddings)  # T5 keeps spare rows: they come first
+    model.resize_token_embeddings(size, mean_resizing=False)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    with torch.no_grad():
+        embedding.weight[first : first + len(tokens)] = rows
+        head.weight[first : first + len(tokens)] = out_rows
+    return first
+
+
+def text_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
+    """Start rows from text: the mean of each text's token embeddings, scaled to the vocabulary's mean norm.
+
+    Returns (len(texts), d). A text without any token gets the vocabulary's mean row.
+    """
+    import torch
+
+    embedding = model.get_input_embeddings().weight.detach()
+    encoded = encode_text(tokenizer, texts)
+    flat = torch.tensor([token for tokens in encoded for token in tokens], dtype=torch.long)
+    lengths = torch.tensor([len(tokens) for tokens in encoded])
+    owner = torch.repeat_interleave(torch.arange(len(texts)), lengths)
+    rows = torch.zeros(len(texts), embedding.shape[1]).index_add_(0, owner, embedding[flat])
+    rows /= lengths.clamp(min=1)[:, None]
+    rows[lengths == 0] = embedding.mean(0)
+    return rows * (embedding.norm(dim=1).mean() / rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of plain text: no special token is added, and none is recognised inside it."""
+    if not texts:
+        return []
+    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return encoded
+
+
+def hidden(model: PreTrainedModel, **inputs: Any) -> Tensor:
+    """Last hidden state (batch, positions, d) without the head.
+
+    Decoder-only: `inputs` go to the base model. Encoder-decoder: they must name `decoder_input_ids` or
+    `decoder_inputs_embeds`; the states are the decoder's.
+    """
+    states: Tensor = model.base_model(**inputs).last_hidden_state
+    return states
+
+
+def item_logits(model: PreTrainedModel, states: Tensor, first: int, last: int) -> Tensor:
+    """Logits (..., last - first) of the vocabulary ids [first, last) alone, with the family's own scaling."""
+    import torch
+
+    head = model.get_output_embeddings()
+    bias = None if getattr(head, "bias", None) is None else head.bias[first:last]
+    return torch.nn.functional.linear(states * output_scale(model), head.weight[first:last].to(states.dtype), bias)
+
+
+def output_scale(model: PreTrainedModel) -> float:
+    """What the family multiplies the decoder's states with before the head: d^-0.5 in T5 1.0, else 1."""
+    if getattr(model.config, "scale_decoder_outputs", False):
+        return float(model.config.d_model**-0.5)
+    return 1.0
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a plain transformers checkpoint (safetensors): it loads without gemst."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_tuned(folder: Path) -> Tuned:
+    """Load what `gemst tune` wrote. Raises GemstError when the folder is not such an artefact."""
+    from gemst import item_ids
+    from gemst.config import Prompts
+    from gemst.files import read_json, require
+    from gemst.prompts import Prompter
+
+    card = read_json(require(folder / "gemst.json", made_by="gemst tune"))
+    model, tokenizer = load(Backbone(name=str(folder)))
+    ids = item_ids.load(folder / "item_ids")
+    prompter = Prompter(
+        tokenizer, ids.token_ids(card["first_item_token"]), ids.index, Prompts(**card["prompts"]), card["max_history"]
+    )
+    return Tuned(model, tokenizer, ids, card["first_item_token"], prompter)

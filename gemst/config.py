@@ -1,0 +1,254 @@
+"""params.yaml as one frozen, typed tree. This file is the only place where a default lives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gemst.errors import GemstError
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the tree: immutable, and a misspelt key is an error rather than silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    """Where the logs are and how they become examples (DESIGN.md §3)."""
+
+    source: Literal["recbole", "hetrec", "amazon", "qilin", "table"] = Field(
+        "recbole", description="format of the raw logs in `path`"
+    )
+    path: Path = Field(Path("data/ml-100k"), description="folder that holds the raw logs")
+    columns: dict[str, str] = Field({}, description="own column name for each canonical one (source: table only)")
+    max_history: Positive = Field(20, description="last events kept in a history")
+    history: Literal["both", "own"] = Field("both", description="histories of both tasks, or of the target's own")
+    split: Literal["leave-last-out", "global-time"] = "leave-last-out"
+    valid_fraction: Fraction = Field(0.1, description="global-time split: share of events, by time, held for validation")
+    test_fraction: Fraction = Field(0.1, description="global-time split: share of events, by time, held for test")
+    core: Natural = Field(0, description="k of the iterative k-core over users and items; 0 keeps everything")
+    min_history: Natural = Field(1, description="a valid or test example needs at least this many history events")
+    negatives: Literal["none", "uniform", "bm25", "shown"] = Field(
+        "none", description="candidates sampled beside the target of each valid and test example"
+    )
+    num_negatives: Positive = Field(99, description="how many negatives per example")
+
+
+class Backbone(Section):
+    """The pretrained language model."""
+
+    name: str = Field("data/smollm2-135m-instruct", description="a local folder or a hub name, e.g. google-t5/t5-base")
+    num_layers: Positive | None = Field(None, description="keep the first layers only: tests and quick trials, never results")
+
+
+class ItemIds(Section):
+    """Item-ID tokenization (DESIGN.md §5)."""
+
+    strategy: Literal["atomic", "rq-kmeans", "rq-vae", "joint"] = "atomic"
+    levels: Positive = Field(3, description="code levels of the semantic strategies")
+    codebook_size: Positive = Field(64, description="codes per level of the semantic strategies")
+    embedding: Literal["sentence", "backbone", "column"] = Field(
+        "sentence", description="where item vectors come from: the sentence encoder, the backbone, or items.embedding"
+    )
+    encoder: str = Field("data/all-minilm-l6-v2", description="folder or hub name of the sentence encoder")
+
+
+class NullSpace(Section):
+    """The subspace that general text does not use (DESIGN.md §4.3)."""
+
+    corpus: Path = Field(Path("data/wikipedia/articles.parquet"), description="general text: a Parquet with `title`, `text`")
+    tokens: Positive = Field(40_000, description="general tokens the second moments are taken over")
+    sequence_length: Positive = 512
+    rule: Literal["energy", "absolute", "none"] = Field("energy", description="`none` switches the null space off")
+    energy: Fraction = Field(0.05, description="rule energy: P spans the directions that hold at most this share of the trace")
+    threshold: PositiveFloat = Field(2e-2, description="rule absolute: P spans the eigenvalues below this (the paper's)")
+
+
+class Gates(Section):
+    """How the rec and src updates are mixed (DESIGN.md §4.6)."""
+
+    kind: Literal["heuristic", "learned", "fixed"] = "heuristic"
+    rec: Fraction = Field(0.5, description="kind fixed, or the start of the others: the weight of rec; src has 1 - rec")
+    lr: PositiveFloat = Field(0.05, description="kind learned: step size on the gate's logit")
+
+
+class Tuning(Section):
+    """How the backbone is tuned."""
+
+    method: Literal["gems", "full", "lora", "galore", "apollo", "pcgrad", "upgrad"] = "gems"
+    tasks: Literal["both", "search", "recommendation"] = Field("both", description="one task gives a single-task model")
+    fidelity: Literal["default", "paper", "released"] = "default"
+    modules: str = Field(
+        r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|SelfAttention\.[qkvo]|EncDecAttention\.[qkvo]"
+        r"|DenseReluDense\.(wi|wi_0|wi_1|wo)|c_attn|c_proj|c_fc)$",
+        description="pattern searched in module names; matches are tuned through subspaces",
+    )
+    rank: Positive = Field(64, description="rank of the shared subspace; rec and src take half of it each")
+    subspaces: Literal["all", "shared", "specific"] = "all"
+    refresh_every: Positive = Field(100, description="steps between refreshes of a layer's bases (T)")
+    scale: PositiveFloat = Field(1.0, description="scale of the subspace update (GaLore's alpha)")
+    gates: Gates = Gates()
+    lr: PositiveFloat = Field(1e-3, description="peak learning rate of the subspace coefficients")
+    item_lr: PositiveFloat = Field(1e-3, description="peak learning rate of the item-token rows")
+    item_scale: PositiveFloat = Field(
+        0.1, description="scale of the output rows' text start: at 1 the first loss is far above ln(items)"
+    )
+    popularity_prior: bool = Field(True, description="start the output rows at the log popularity of the training targets")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    clip: PositiveFloat = Field(1.0, description="largest gradient norm")
+    warmup: Fraction = Field(0.05, description="share of the steps with a rising learning rate")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    epochs: PositiveFloat = 1.0
+    max_minutes: PositiveFloat | None = Field(
+        None, description="stop the schedule so that tuning ends within this time; null trains all epochs"
+    )
+    layout: Literal["chain", "single"] = Field("chain", description="chain: one row carries many targets of a user and task")
+    chain_items: Positive = Field(48, description="history items in one chain row")
+    batch_tokens: Positive = Field(2048, description="tokens per batch, padding included")
+    accumulate: Positive = Field(1, description="batches per optimizer step")
+    precision: Literal["auto", "fp32", "bf16-autocast", "bf16-kahan"] = Field(
+        "auto", description="auto: bf16 compute over fp32 weights where the processor has it, else fp32"
+    )
+    checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    loss: Literal["items", "vocabulary"] = Field("items", description="softmax over the item tokens, or over everything")
+    validate_every: Positive = Field(200, description="steps between validations")
+    validate_users: Positive = Field(200, description="users in a validation during tuning")
+    patience: Positive = Field(5, description="validations without a better NDCG@10 before tuning stops")
+    checkpoint_every: Positive = Field(200, description="steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _one_task_has_no_gates(self) -> Tuning:
+        if self.tasks != "both" and self.method in ("pcgrad", "upgrad"):
+            raise ValueError(f"method {self.method} weighs two tasks; use it with tasks: both")
+        return self
+
+
+class Prompts(Section):
+    """How a history and a query become text."""
+
+    style: Literal["compact", "paper"] = Field("compact", description="compact spends fewer tokens; paper is the released text")
+
+
+class Ranking(Section):
+    """Constrained decoding."""
+
+    beams: Positive = Field(20, description="beams of the constrained beam search (atomic IDs need none)")
+    batch_size: Positive = 32
+
+
+class Evaluation(Section):
+    """What is measured."""
+
+    ks: tuple[Positive, ...] = (1, 5, 10, 20)
+    exclude_seen: bool = Field(True, description="leave items of the user's past out of every ranking")
+    drift_tokens: Positive = Field(20_000, description="held-out general tokens for perplexity and KL")
+    bootstrap: Positive = Field(2000, description="resamples of the paired bootstrap")
+
+
+class Registry(Section):
+    """MLflow."""
+
+    experiment: str = "gemst"
+    model_name: str = "gemst"
+    run_name: str | None = None
+
+
+class Config(Section):
+    """The whole tree."""
+
+    seed: int = 7
+    threads: Positive | None = Field(None, description="compute threads; null takes all cores")
+    data: Data = Data()
+    backbone: Backbone = Backbone()
+    prompts: Prompts = Prompts()
+    item_ids: ItemIds = ItemIds()
+    null_space: NullSpace = NullSpace()
+    tuning: Tuning = Tuning()
+    ranking: Ranking = Ranking()
+    evaluation: Evaluation = Evaluation()
+    registry: Registry = Registry()
+
+    def flat(self) -> dict[str, Any]:
+        """Return {"tuning.rank": 64, ...}, the form trackers want."""
+        flat: dict[str, Any] = {}
+
+        def walk(prefix: str, value: Any) -> None:
+            if isinstance(value, dict) and value:
+                for key, inner in value.items():
+                    walk(f"{prefix}.{key}" if prefix else key, inner)
+            else:
+                flat[prefix] = value
+
+        walk("", self.model_dump(mode="json"))
+        return flat
+
+
+def load(path: Path = Path("params.yaml"), overrides: list[str] | None = None) -> Config:
+    """Read `path`, apply overrides such as "tuning.rank=64", and check the result.
+
+    Raises GemstError naming the field, the value given and what is allowed.
+    """
+    if not path.exists():
+        raise GemstError(f"{path} does not exist", "Run gemst in a project folder, or name a file with --params")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GemstError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise GemstError(f"{path} must hold a mapping of sections, got {type(tree).__name__}")
+    for override in overrides or []:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise GemstError(_explain(error, path)) from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise GemstError(f"--set {override!r} is not NAME=VALUE", "Write for example --set tuning.rank=64")
+    *sections, leaf = name.split(".")
+    for section in sections:
+        inner = tree.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise GemstError(f"--set {override!r}: {section!r} is a value, not a section")
+        tree = inner
+    try:
+        tree[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        tree[leaf] = text
+
+
+def _explain(error: ValidationError, path: Path) -> str:
+    """All faults on one line, each as field, value and what is allowed."""
+    faults = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"]) or "the whole"
+        if fault["type"] == "extra_forbidden":
+            faults.append(f"{where} is not a parameter{_nearest(fault['loc'])}")
+        else:
+            faults.append(f"{where} = {fault['input']!r}: {fault['msg']}")
+    return f"{path}: " + "; ".join(faults)
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """Name the parameters that do exist beside a misspelt one."""
+    from difflib import get_close_matches
+
+    section: type[BaseModel] = Config
+    for part in location[:-1]:
+        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
+    names = list(section.model_fields)
+    close = get_close_matches(str(location[-1]), names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known here: {', '.join(names)})"

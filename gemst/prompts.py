@@ -1,0 +1,89 @@
+"""History and query to token ids: the one place where user text meets item tokens.
+
+A prompt is prefix(task) + ID tokens of the history, oldest first + suffix(task, query); the model continues it with the
+ID tokens of the next item. Query text is data: it is encoded with special tokens off, so a query that spells an item
+token stays text (DESIGN.md §9).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from gemst.backbone import encode_text
+from gemst.config import Prompts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+RECOMMENDATION, SEARCH = "recommendation", "search"
+TASKS = (RECOMMENDATION, SEARCH)
+
+# style -> (prefix, recommendation suffix, search suffix). `paper` is the released text (ANCHORS.md).
+_STYLES = {
+    "compact": ("History:", " Next:", " Find {q}:"),
+    "paper": (
+        "Below is the user's interaction history: ",
+        ". Please recommend the next item the user is likely to click.",
+        ". The user's search query is: {q}. Please predict the next item the user might click.",
+    ),
+}
+
+
+class Prompter:
+    """Builds prompts for one model.
+
+    `token_ids` (items, levels) int64 holds each item's vocabulary ids, padded with -1; `index` maps item_id to its row.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        token_ids: NDArray[np.int64],
+        index: dict[str, int],
+        style: Prompts,
+        max_history: int,
+    ) -> None:
+        self.tokenizer, self.token_ids, self.index, self.max_history = tokenizer, token_ids, index, max_history
+        prefix, self._recommend, self._search = _STYLES[style.style]
+        self.prefix: list[int] = encode_text(tokenizer, [prefix])[0]
+
+    def suffixes(self, queries: list[str | None]) -> list[list[int]]:
+        """Token ids after the history, one list per query; None stands for a recommendation. Equal queries cost once."""
+        distinct = list(dict.fromkeys(queries))
+        before, after = self._search.split("{q}")
+        texts = [self._recommend if query is None else before + query + after for query in distinct]
+        encoded = dict(zip(distinct, encode_text(self.tokenizer, texts), strict=True))
+        return [encoded[query] for query in queries]
+
+    def encode(self, examples: pl.DataFrame) -> list[list[int]]:
+        """Prompts of `examples` (columns history, query), one token-id list per row.
+
+        Only the last `max_history` known items of a history are kept; items without an ID are left out.
+        """
+        rows = self.history_rows(examples["history"])
+        suffixes = self.suffixes(examples["query"].to_list())
+        return [
+            self.prefix + self.item_tokens(history) + suffix for history, suffix in zip(rows, suffixes, strict=True)
+        ]
+
+    def history_rows(self, history: pl.Series) -> list[NDArray[np.int64]]:
+        """Item rows of a list[str] column, unknown items dropped, cut to the last `max_history`."""
+        known = pl.DataFrame({"item_id": list(self.index), "item_row": list(self.index.values())})
+        flat = (
+            pl.DataFrame({"row": np.arange(len(history)), "item_id": history})
+            .explode("item_id", empty_as_null=True)
+            .join(known, on="item_id", how="inner", maintain_order="left")
+        )
+        lengths = np.bincount(flat["row"].to_numpy(), minlength=len(history))
+        parts = np.split(flat["item_row"].to_numpy().astype(np.int64), np.cumsum(lengths)[:-1]) if len(history) else []
+        return [part[-self.max_history :] for part in parts]
+
+    def item_tokens(self, rows: NDArray[np.int64]) -> list[int]:
+        """ID tokens of item rows, concatenated, padding removed."""
+        tokens = self.token_ids[rows].ravel()
+        ids: list[int] = tokens[tokens >= 0].tolist()
+        return ids

@@ -1,0 +1,90 @@
+"""Orthonormal bases inside the null space, by warm subspace iteration from thin products (DESIGN.md §4.5)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gemst.tuning.subspace import Sketch, SubspaceLinear
+
+
+class Projector(Protocol):
+    """An orthogonal projector P (n, n), applied without being formed."""
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """P @ vectors, (n, k) -> (n, k)."""
+        ...
+
+
+def orthonormal(vectors: Tensor, project: Projector, apart_from: Tensor, generator: torch.Generator) -> Tensor:
+    """Orthonormal basis (n, r) of `vectors` within range(P), orthogonal to the basis `apart_from` (n, s).
+
+    QR of a nearly rank-deficient matrix fills up with directions of its own choice, which need not lie in range(P): the
+    gaps are filled with random directions first, and everything is projected and orthonormalised twice (float32 leaks
+    1e-4 after one round, 1e-7 after two). Needs s + r <= rank P.
+    """
+    if vectors.shape[1] == 0:
+        return vectors
+    noise = torch.randn(vectors.shape, generator=generator).to(vectors)
+    norm = torch.linalg.vector_norm(vectors)
+    basis = vectors / norm.clamp(min=1e-30) + 1e-5 * noise / noise.norm()
+    for _ in range(3):
+        basis = project(basis)
+        basis = basis - apart_from @ (apart_from.t() @ basis)
+        basis = torch.linalg.qr(basis).Q
+    return project(basis)
+
+
+def first_sketch(layer: SubspaceLinear, project: Projector, generator: torch.Generator) -> Sketch:
+    """Left factors of the randomised range finder (Halko et al. 2011): a Gaussian test matrix."""
+    out_features, width = layer.coefficients.shape
+    left = torch.randn(out_features, width, generator=generator).to(layer.coefficients)
+    return _sketch(layer, left / out_features**0.5, project, generator)
+
+
+def warm_sketch(layer: SubspaceLinear, momentum: Tensor, project: Projector, generator: torch.Generator) -> Sketch:
+    """Left factors of a warm step: the range of the coefficients' first moment, which averages many batches."""
+    left = torch.zeros_like(momentum)
+    for name in ("rec", "shared", "src"):
+        columns = layer.widths.columns(name)
+        if columns.stop > columns.start:
+            part = momentum[:, columns]
+            noise = torch.randn(part.shape, generator=generator).to(part)
+            scale = part.norm().clamp(min=1e-30)
+            left[:, columns] = _tall_orthonormal(part / scale + 1e-6 * noise)
+    return _sketch(layer, left, project, generator)
+
+
+def _tall_orthonormal(matrix: Tensor) -> Tensor:
+    """QR's Q, also for a matrix wider than tall (the surplus columns are zero and get filled later)."""
+    q = torch.linalg.qr(matrix).Q
+    return q if q.shape[1] == matrix.shape[1] else torch.nn.functional.pad(q, (0, matrix.shape[1] - q.shape[1]))
+
+
+def _sketch(layer: SubspaceLinear, left: Tensor, project: Projector, generator: torch.Generator, probes: int = 8) -> Sketch:
+    probe = project(torch.randn(layer.basis.shape[0], probes, generator=generator).to(left))
+    return Sketch(left, probe, torch.zeros_like(layer.basis), left.new_zeros(2, left.shape[0], probes))
+
+
+def refreshed(layer: SubspaceLinear, project: Projector, generator: torch.Generator) -> Tensor:
+    """The layer's new basis (n, R) = orth(P G^T U), specific subspaces orthogonal to the shared one."""
+    sketch, widths = layer.sketch, layer.widths
+    assert sketch is not None
+    basis = torch.zeros_like(layer.basis)
+    nothing = basis[:, :0]
+    shared = orthonormal(sketch.right[:, widths.columns("shared")], project, nothing, generator)
+    basis[:, widths.columns("shared")] = shared
+    for name in ("rec", "src"):
+        columns = widths.columns(name)
+        basis[:, columns] = orthonormal(sketch.right[:, columns], project, shared, generator)
+    return basis
+
+
+def captured_energy(layer: SubspaceLinear, coefficients: Tensor) -> float:
+    """Share of |G P|^2 of the joint gradient that the shared basis holds, |C|^2 over an unbiased estimate (8 probes)."""
+    sketch = layer.sketch
+    assert sketch is not None
+    whole = float(sketch.probed.sum(0).pow(2).sum()) / sketch.probe.shape[1]
+    return float(coefficients[:, layer.widths.columns("shared")].pow(2).sum()) / max(whole, 1e-30)

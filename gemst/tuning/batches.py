@@ -1,0 +1,69 @@
+"""What the loop trains on: token batches whose rows are sorted by task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from gemst.errors import GemstError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from gemst.config import Config
+    from gemst.prompts import Prompter
+
+
+@dataclass
+class Batch:
+    """Rows [0, boundary) are recommendation, the rest search."""
+
+    input_ids: Tensor  # (B, S)
+    mask: Tensor  # chain: (B, 1, S, S) bool, True = may look; else (B, S)
+    position_ids: Tensor | None  # (B, S)
+    at: Tensor  # (targets,) flat positions whose state predicts a label
+    labels: Tensor  # (targets,) vocabulary ids
+    level: Tensor  # (targets,) ID level of each label
+    boundary: int
+    targets: tuple[int, int]  # labels of rec, src
+    tokens: int  # real tokens, padding left out
+    decoder_ids: Tensor | None = None  # encoder-decoder: (B, levels)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Batch(**{**vars(self), **moved})
+
+
+class Batches(Protocol):
+    """Calling it with an epoch's number yields that epoch's batches, the same ones every time."""
+
+    def __call__(self, epoch: int) -> Iterator[Batch]: ...
+
+    def steps_per_epoch(self, accumulate: int) -> int:
+        """Optimizer steps in one epoch when each takes `accumulate` batches."""
+        ...
+
+
+def make_batches(config: Config, train: pl.DataFrame, prompter: Prompter, encoder_decoder: bool) -> Batches:
+    """The batches of `tuning.layout`. Raises GemstError when there is nothing to train on."""
+    from gemst.tuning.chain import ChainBatches
+    from gemst.tuning.events import load_events
+    from gemst.tuning.single import SingleBatches
+
+    tuning = config.tuning
+    if tuning.tasks != "both":
+        train = train.filter(task=tuning.tasks) if tuning.layout == "single" or encoder_decoder else train
+    tasks = {"both": (0, 1), "recommendation": (0,), "search": (1,)}[tuning.tasks]
+    if len(train) == 0:
+        raise GemstError("there is no training example", "Look at artifacts/examples/split.json for what was dropped")
+    if encoder_decoder or tuning.layout == "single":
+        return SingleBatches(train, prompter, batch_tokens=tuning.batch_tokens, encoder_decoder=encoder_decoder, seed=config.seed)
+    return ChainBatches(
+        load_events(train, prompter), prompter, chain_items=tuning.chain_items, batch_tokens=tuning.batch_tokens,
+        tasks=tasks, seed=config.seed,
+    )  # fmt: skip

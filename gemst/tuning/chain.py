@@ -1,0 +1,194 @@
+"""Chain layout: one row carries many targets of a user and task, at a fraction of the tokens (decoder-only models).
+
+A segment is a stretch of one user's events. Its trunk is the prefix and the ID tokens of the events; each event of the
+segment's task hangs a branch on the trunk: suffix (with its query) and ID tokens, seeing the trunk strictly before its own
+timestamp and nothing of other branches. Masks and positions make every branch equal to the single-target prompt of the
+same history. Segments are packed into rows, rows into batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemst.prompts import Prompter
+from gemst.tuning.batches import Batch
+from gemst.tuning.events import Events, Ints
+
+_OPEN = 64  # rows kept open while packing
+
+
+@dataclass
+class Segment:
+    """Events [low, high) of one user as trunk; those of `task` from `fresh` on are targets."""
+
+    low: int
+    high: int
+    fresh: int
+    task: int
+
+
+class ChainBatches:
+    """Packs segments into rows of `row_tokens` tokens and rows into batches of `batch_tokens`."""
+
+    def __init__(
+        self, events: Events, prompter: Prompter, *, chain_items: int, batch_tokens: int, tasks: tuple[int, ...] = (0, 1), seed: int = 0
+    ) -> None:
+        self.events, self.prompter, self.tasks, self.seed = events, prompter, tasks, seed
+        self.chain_items, self.batch_tokens = chain_items, batch_tokens
+        self.overlap = min(prompter.max_history // 2, chain_items // 2)
+        self.token_counts = (prompter.token_ids >= 0).sum(1)
+        starts = np.repeat(events.start[:-1], np.diff(events.start))
+        run = np.flatnonzero(np.r_[True, (events.time[1:] != events.time[:-1]) | (starts[1:] != starts[:-1])])
+        # Strictly before: the trunk a target sees ends where its own timestamp begins.
+        self.visible = np.repeat(run, np.diff(np.r_[run, len(events.time)])) if len(run) else run
+        self.visible = np.where(events.task < 0, np.arange(len(starts)) + 1, self.visible)
+
+    def segments(self, epoch: int) -> list[Segment]:
+        """All segments of an epoch in random order, cut at other places every epoch; each target is in exactly one."""
+        rng = np.random.default_rng((self.seed, epoch))
+        step = self.chain_items - self.overlap
+        found = []
+        for task in self.tasks:
+            for start, stop in zip(self.events.start[:-1], self.events.start[1:], strict=True):
+                cut = int(start) - int(rng.integers(step))
+                for fresh in range(cut, int(stop), step):
+                    low, high = max(int(start), fresh - self.overlap), min(fresh + step, int(stop))
+                    fresh = max(fresh, int(start))
+                    if (self.events.task[fresh:high] == task).any():
+                        found.append(Segment(low, high, fresh, task))
+        return [found[i] for i in rng.permutation(len(found))]
+
+    def length(self, segment: Segment) -> int:
+        """Tokens of a segment."""
+        wanted = self._targets(segment)
+        items = self.events.items
+        trunk = len(self.prompter.prefix) + int(self.token_counts[items[segment.low : segment.high]].sum())
+        suffix = sum(len(self.events.suffixes[q]) for q in self.events.query[wanted])
+        return trunk + suffix + int((self.token_counts[items[wanted]] - 1).sum())
+
+    def _targets(self, segment: Segment) -> Ints:
+        span = np.arange(segment.fresh, segment.high)
+        return span[(self.events.task[span] == segment.task) & (self.events.items[span] >= 0)]
+
+    def epoch(self, epoch: int) -> list[list[list[Segment]]]:
+        """Batches of rows of segments. Each batch holds both tasks in the epoch's proportion, recommendation first."""
+        segments = self.segments(epoch)
+        lengths = [self.length(s) for s in segments]
+        row_tokens = max(lengths)
+        rows: dict[int, list[list[Segment]]] = {task: [] for task in self.tasks}
+        for task in self.tasks:
+            rooms: list[int] = []  # best fit: the fullest open row that still takes the segment
+            for segment, length in zip(segments, lengths, strict=True):
+                if segment.task != task:
+                    continue
+                fits = [(room, i) for i, room in enumerate(rooms[-_OPEN:], max(len(rooms) - _OPEN, 0)) if room >= length]
+                if fits:
+                    room, at = min(fits)
+                    rows[task][at].append(segment)
+                    rooms[at] = room - length
+                else:
+                    rows[task].append([segment])
+                    rooms.append(row_tokens - length)
+        per_batch = max(self.batch_tokens // row_tokens, len(self.tasks))
+        count = max(1, round(sum(map(len, rows.values())) / per_batch))
+        cuts = {task: np.linspace(0, len(rows[task]), count + 1).round().astype(int) for task in self.tasks}
+        return [[row for task in self.tasks for row in rows[task][cuts[task][i] : cuts[task][i + 1]]] for i in range(count)]
+
+    def collate(self, rows: list[list[Segment]]) -> Batch:
+        """Tensors of one batch."""
+        built = [self._row(row) for row in rows]
+        length = max(len(row.ids) for row in built)
+        pad = {"ids": 0, "position": 0, "segment": -1, "branch": 0, "trunk": 0, "limit": 0}
+        stacked = {
+            key: torch.from_numpy(np.stack([np.pad(getattr(row, key), (0, length - len(row.ids)), constant_values=value) for row in built]))
+            for key, value in pad.items()
+        }
+        targets = [sum(len(row.labels) for row, segs in zip(built, rows, strict=True) if segs[0].task == task) for task in (0, 1)]
+        return Batch(
+            input_ids=stacked["ids"],
+            mask=chain_mask(stacked["segment"], stacked["branch"], stacked["trunk"], stacked["limit"]),
+            position_ids=stacked["position"],
+            at=torch.from_numpy(np.concatenate([row.at + i * length for i, row in enumerate(built)])),
+            labels=torch.from_numpy(np.concatenate([row.labels for row in built])),
+            level=torch.from_numpy(np.concatenate([row.level for row in built])),
+            boundary=sum(segs[0].task == 0 for segs in rows),
+            targets=(targets[0], targets[1]),
+            tokens=sum(len(row.ids) for row in built),
+        )
+
+    def _row(self, segments: list[Segment]) -> _Row:
+        parts = [self._segment(segment, number) for number, segment in enumerate(segments)]
+        offsets = np.cumsum([0] + [len(part.ids) for part in parts[:-1]])
+        joined = {key: np.concatenate([getattr(part, key) for part in parts]) for key in ("ids", "position", "segment", "branch", "trunk", "limit", "labels", "level")}
+        return _Row(**joined, at=np.concatenate([part.at + offset for part, offset in zip(parts, offsets, strict=True)]))
+
+    def _segment(self, segment: Segment, number: int) -> _Row:
+        events, prefix = self.events, self.prompter.prefix
+        items = events.items[segment.low : segment.high]
+        tokens = self.prompter.token_ids[items]
+        real = (tokens >= 0) & (items >= 0)[:, None]
+        trunk_ids = np.concatenate([prefix, tokens[real]]).astype(np.int64)
+        ends = len(prefix) + np.r_[0, np.cumsum(real.sum(1))]  # ends[i]: trunk tokens before event i
+        wanted = self._targets(segment)
+        suffixes = [events.suffixes[q] for q in events.query[wanted]]
+        codes = [row[row >= 0] for row in self.prompter.token_ids[events.items[wanted]]]
+        branches = [np.concatenate([suffix, code[:-1]]).astype(np.int64) for suffix, code in zip(suffixes, codes, strict=True)]
+        sizes = np.array([len(branch) for branch in branches])
+        seen = ends[np.maximum(self.visible[wanted], segment.low) - segment.low]
+        inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        trunk = np.arange(len(trunk_ids))
+        final = len(trunk_ids) + np.cumsum(sizes)
+        return _Row(
+            ids=np.concatenate([trunk_ids, *branches]),
+            position=np.concatenate([trunk, np.repeat(seen, sizes) + inside]),
+            segment=np.full(len(trunk_ids) + int(sizes.sum()), number),
+            branch=np.concatenate([np.zeros_like(trunk), np.repeat(np.arange(1, len(wanted) + 1), sizes)]),
+            trunk=np.concatenate([trunk, np.zeros(sizes.sum(), np.int64)]),
+            limit=np.concatenate([trunk, np.repeat(seen - 1, sizes)]),
+            at=np.concatenate([end - np.arange(len(code), 0, -1) for end, code in zip(final, codes, strict=True)]),
+            labels=np.concatenate(codes).astype(np.int64),
+            level=np.concatenate([np.arange(len(code)) for code in codes]),
+        )
+
+    def steps_per_epoch(self, accumulate: int) -> int:
+        """Optimizer steps in the first epoch (later ones are cut at other places and may differ by a few)."""
+        return max(1, len(self.epoch(0)) // accumulate)
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        for rows in self.epoch(epoch):
+            yield self.collate(rows)
+
+
+@dataclass
+class _Row:
+    """Token-wise arrays of a row (or of one segment of it)."""
+
+    ids: Ints
+    position: Ints
+    segment: Ints  # which segment of the row; -1 is padding
+    branch: Ints  # 0 trunk, else the branch's number within its segment
+    trunk: Ints  # index within the trunk
+    limit: Ints  # last trunk index a token may look at
+    at: Ints
+    labels: Ints
+    level: Ints
+
+
+def chain_mask(segment: Tensor, branch: Tensor, trunk: Tensor, limit: Tensor) -> Tensor:
+    """(B, 1, S, S) bool: token i may look at j. All arguments are (B, S).
+
+    Same segment, and j is trunk within i's limit, or j is earlier in i's own branch. Padding looks at itself alone, so
+    that no softmax is empty.
+    """
+    order = torch.arange(segment.shape[1])
+    same = (segment[:, :, None] == segment[:, None, :]) & (segment >= 0)[:, :, None]
+    in_trunk = (branch == 0)[:, None, :] & (trunk[:, None, :] <= limit[:, :, None])
+    in_branch = (branch > 0)[:, :, None] & (branch[:, :, None] == branch[:, None, :]) & (order[:, None] >= order[None, :])
+    return ((same & (in_trunk | in_branch)) | torch.eye(len(order), dtype=torch.bool))[:, None]
+

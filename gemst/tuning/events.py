@@ -1,0 +1,61 @@
+"""Train examples as flat event sequences, one stretch per user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from gemst.prompts import SEARCH, Prompter
+
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class Events:
+    """Train examples, sorted by user and time, as flat arrays; the trunk of a user is a stretch of `items`."""
+
+    items: Ints  # item row of each trunk event
+    time: Ints  # ms; the head of a user (events before the first target) has the lowest value
+    task: NDArray[np.int8]  # 0 rec, 1 src, -1 head: context without a target
+    query: NDArray[np.int64]  # row into `suffixes`
+    start: Ints  # (users + 1,) offsets of users
+    suffixes: list[list[int]]
+
+
+def load_events(train: pl.DataFrame, prompter: Prompter) -> Events:
+    """Flatten train examples into each user's event sequence.
+
+    The first example's history is the user's head; after it, every example's target is the next event, by the fixed
+    order of the table.
+    """
+    train = train.filter(pl.col("targets").list.len() > 0)
+    first = train.group_by("user_id", maintain_order=True).first()
+    heads = prompter.history_rows(first["history"])
+    head_lengths = np.array([len(head) for head in heads])
+    target = train["targets"].list.first()
+    rows = target.replace_strict(prompter.index, default=-1, return_dtype=pl.Int64).to_numpy()
+    users = train["user_id"].rle_id().to_numpy().astype(np.int64)
+    counts = np.bincount(users)
+    start = np.concatenate([[0], np.cumsum(counts + head_lengths)])
+    total = int(start[-1])
+    events = Events(
+        np.full(total, -1, np.int64), np.full(total, np.iinfo(np.int64).min), np.full(total, -1, np.int8),
+        np.zeros(total, np.int64), start, [],
+    )  # fmt: skip
+    at = np.arange(len(users)) + np.cumsum(head_lengths)[users]
+    events.items[at], events.time[at] = rows, train["timestamp"].dt.epoch("ms").to_numpy()
+    events.task[at] = (train["task"] == SEARCH).to_numpy()
+    queries = train.with_columns(query=pl.when(pl.col("task") == SEARCH).then("query"))["query"]
+    distinct = queries.unique(maintain_order=True)
+    events.suffixes = prompter.suffixes(distinct.to_list())
+    events.query[at] = (
+        pl.DataFrame({"query": queries})
+        .join(pl.DataFrame({"query": distinct}).with_row_index("at"), on="query", how="left", nulls_equal=True, maintain_order="left")["at"]
+        .to_numpy()
+    )
+    heads_at = np.concatenate([np.arange(start[u], start[u] + n) for u, n in enumerate(head_lengths)]) if total else []
+    events.items[np.asarray(heads_at, np.int64)] = np.concatenate(heads) if heads else []
+    return events

@@ -1,0 +1,160 @@
+"""The training loop: one readable recipe for every method, model family and precision."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gemst.config import Tuning
+from gemst.progress import Progress
+from gemst.tuning.batches import Batch
+from gemst.tuning.checkpoint import Checkpoints
+from gemst.tuning.methods import Facts, Method
+from gemst.tuning.model import ItemModel
+
+_OBSERVE_EVERY = 20
+_TIMED_STEPS = 20  # a time limit cuts the schedule once, after this many steps were timed
+
+
+@dataclass
+class State:
+    """Where a run stands: all of it goes into a checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # batches of the epoch already used
+    total: int = 0  # steps of the schedule
+    best: float = -math.inf
+    stale: int = 0  # validations since the best
+    seconds: float = 0.0
+    curves: list[tuple[int, str, float]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+
+
+def precision(setting: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The autocast context of `tuning.precision`; auto is bf16 where the processor multiplies it natively."""
+    native = device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    enabled = setting == "bf16-autocast" or (setting == "auto" and native)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def rate(tuning: Tuning, step: int, total: int) -> float:
+    """Learning-rate factor of a step: linear warm-up, then cosine, linear or constant."""
+    warm = max(1, round(tuning.warmup * total))
+    if step < warm:
+        return (step + 1) / warm
+    done = (step - warm) / max(1, total - warm)
+    return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[tuning.schedule]
+
+
+def train(
+    items: ItemModel,
+    method: Method,
+    batches: Callable[[int], Iterator[Batch]],
+    steps_per_epoch: int,
+    tuning: Tuning,
+    *,
+    validate: Callable[[], dict[str, float]],
+    log: Callable[[int, dict[str, float]], None],
+    checkpoints: Checkpoints,
+) -> State:
+    """Run the schedule to its end, its time limit or its patience; the model is left at its best validation."""
+    device = items.items_in.device
+    state = checkpoints.resume(items, method) or State(total=max(1, round(tuning.epochs * steps_per_epoch)))
+    peaks = [group["lr"] for group in method.optimizer.param_groups] if state.step == 0 else [tuning.lr, tuning.item_lr]
+    stream = _stream(batches, state, tuning.accumulate, device)
+    began, timed = time.perf_counter() - state.seconds, 0.0
+    items.train()
+    with Progress("tuning", total=state.total, done=state.step) as progress:
+        while state.step < state.total:
+            micro, tokens = next(stream)
+            if state.step == 0 and method.needs_start:
+                _backward(items, method, micro, tuning, device, observe=False)
+                method.start()
+            if state.step == _TIMED_STEPS // 4:
+                timed = time.perf_counter()
+            started = time.perf_counter()
+            observe = state.step % _OBSERVE_EVERY == 0
+            factor = rate(tuning, state.step, state.total)
+            for group, peak in zip(method.optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            facts = _backward(items, method, micro, tuning, device, observe)
+            norm = float(torch.nn.utils.clip_grad_norm_(method.parameters(), tuning.clip))
+            method.step(facts)
+            state.step += 1
+            state.seconds = time.perf_counter() - began
+            scalars = {
+                "train/loss_rec": facts.losses[0], "train/loss_src": facts.losses[1], "train/gradient_norm": norm,
+                "lr": peaks[0] * factor, "lr_items": peaks[1] * factor,
+                "tokens_per_s": tokens / (time.perf_counter() - started),
+            }  # fmt: skip
+            if observe:
+                observed, rows = method.observations()
+                scalars |= observed
+                state.layers += [{"step": state.step, **row} for row in rows]
+            if state.step == _TIMED_STEPS and tuning.max_minutes is not None:
+                per_step = (time.perf_counter() - timed) / (_TIMED_STEPS - _TIMED_STEPS // 4)
+                affordable = int((60 * tuning.max_minutes - state.seconds) / per_step) + state.step
+                state.total = min(state.total, max(affordable, state.step + 1))
+                progress.total = state.total
+            if state.step % tuning.validate_every == 0 or state.step == state.total:
+                scalars |= (scores := validate())
+                items.train()
+                _judge(state, scores["valid/joint"], checkpoints, items, method)
+            state.curves += [(state.step, name, value) for name, value in scalars.items() if math.isfinite(value)]
+            log(state.step, scalars)
+            progress.advance(f"loss rec {facts.losses[0]:.3f} src {facts.losses[1]:.3f}, {scalars['tokens_per_s']:.0f} tokens/s")
+            if state.stale >= tuning.patience:
+                break
+            if state.step % tuning.checkpoint_every == 0 and state.step < state.total:
+                checkpoints.save(state, items, method)
+    checkpoints.restore_best(items, method)
+    return state
+
+
+def _judge(state: State, score: float, checkpoints: Checkpoints, items: ItemModel, method: Method) -> None:
+    """Keep the weights of the best validation; count those that were not better."""
+    if score > state.best:
+        state.best, state.stale = score, 0
+        checkpoints.keep_best(items, method)
+    else:
+        state.stale += 1
+
+
+def _backward(items: ItemModel, method: Method, micro: list[Batch], tuning: Tuning, device: torch.device, observe: bool) -> Facts:
+    """Gradients of the mean loss over all targets of the step's batches."""
+    targets = (sum(b.targets[0] for b in micro), sum(b.targets[1] for b in micro))
+    sums = torch.zeros(2)
+    method.prepare(targets, observe)
+    for batch in micro:
+        with precision(tuning.precision, device):
+            losses = items(batch)
+        method.backward(losses / sum(targets), batch)
+        by_row = losses.detach().float()
+        sums += torch.stack([by_row[: batch.targets[0]].sum(), by_row[batch.targets[0] :].sum()]).cpu()
+    rec, src = (float(total) / max(count, 1) for total, count in zip(sums, targets, strict=True))
+    return Facts(targets, (rec, src))
+
+
+def _stream(
+    batches: Callable[[int], Iterator[Batch]], state: State, accumulate: int, device: torch.device
+) -> Iterator[tuple[list[Batch], int]]:
+    """Endless steps: (batches of the step, their tokens). Goes on where `state` stands, and keeps it up to date."""
+    micro: list[Batch] = []
+    skip = state.batch
+    while True:
+        for number, batch in enumerate(batches(state.epoch)):
+            if number < skip:
+                continue
+            micro.append(batch.to(device))
+            state.batch = number + 1
+            if len(micro) == accumulate:
+                yield micro, sum(b.tokens for b in micro)
+                micro = []
+        state.epoch, state.batch, skip = state.epoch + 1, 0, 0

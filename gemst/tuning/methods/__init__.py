@@ -1,0 +1,68 @@
+"""Every way to tune, behind one small interface: same data, same loop, same budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gemst.config import Config
+from gemst.errors import GemstError
+from gemst.tuning.batches import Batch
+from gemst.tuning.model import ItemModel
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one optimizer step was made from, over all its batches: each as (rec, src)."""
+
+    targets: tuple[int, int]
+    losses: tuple[float, float]
+
+
+class Method(Protocol):
+    """A way to turn the losses of a step's batches into one update of the model."""
+
+    optimizer: torch.optim.Optimizer
+    needs_start: bool  # True while a first backward pass is needed that updates nothing
+
+    def prepare(self, targets: tuple[int, int], observe: bool) -> None:
+        """Before a step's first forward pass; `targets` counts the step's rec and src labels."""
+
+    def backward(self, losses: Tensor, batch: Batch) -> None:
+        """Add one batch's gradients. `losses` (targets,), already divided by the step's number of targets."""
+
+    def start(self) -> None:
+        """Use up the backward pass that `needs_start` asked for."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What gradient clipping looks at."""
+
+    def step(self, facts: Facts) -> None:
+        """One update, gradients cleared afterwards."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors training has changed, by name: what a checkpoint must hold."""
+
+    def observations(self) -> tuple[dict[str, float], list[dict[str, float | str]]]:
+        """Scalars to log, and one row per layer; asked after steps that observe."""
+
+    def finish(self) -> None:
+        """Fold everything back: a plain model is left."""
+
+
+def make(config: Config, items: ItemModel, null_space: Path) -> Method:
+    """The method `tuning.method` names, attached to the model."""
+    name = config.tuning.method
+    if name == "gems":
+        from gemst.tuning.methods.gems import GemsMethod
+
+        return GemsMethod(config, items, null_space)
+    if name == "full":
+        from gemst.tuning.methods.full import FullMethod
+
+        return FullMethod(config, items)
+    raise GemstError(f"tuning.method = {name!r} is not available in this version", "Set tuning.method to gems or full")

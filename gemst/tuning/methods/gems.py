@@ -1,0 +1,114 @@
+"""GEMS: three subspaces, gates, and every update inside the null space of general text (arXiv 2601.09496)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gemst.config import Config
+from gemst.tuning import null_space
+from gemst.tuning.batches import Batch
+from gemst.tuning.gates import Gate, Signals
+from gemst.tuning.methods import Facts
+from gemst.tuning.model import ItemModel
+from gemst.tuning.optimizer import Gems
+from gemst.tuning.subspace import attach
+
+
+class GemsMethod:
+    """Subspace Linears, the Gems optimizer and its gate."""
+
+    def __init__(self, config: Config, items: ItemModel, folder: Path) -> None:
+        tuning = config.tuning
+        self.projectors: dict[str, null_space.Range] = {}
+        if config.null_space.rule != "none":
+            self.projectors, _ = null_space.load(folder, items.model)
+        rooms = {name: space.dimensions for name, space in self.projectors.items()} or None
+        self.attached = attach(items.model, tuning.modules, tuning.rank, tuning.subspaces, rooms)
+        self.items = items
+        self.optimizer = Gems(
+            self.attached,
+            [items.items_in, items.items_out],
+            Gate(tuning.gates),
+            dict(self.projectors),
+            lr=tuning.lr,
+            item_lr=tuning.item_lr,
+            betas=tuning.betas,
+            scale=tuning.scale,
+            weight_decay=tuning.weight_decay,
+            refresh_every=tuning.refresh_every,
+            seed=config.seed,
+        )
+
+    @property
+    def needs_start(self) -> bool:
+        return self.optimizer.needs_first_bases
+
+    def prepare(self, targets: tuple[int, int], observe: bool) -> None:
+        route, total = self.attached.route, sum(targets)
+        route.weights = (total / max(targets[0], 1), total / max(targets[1], 1))
+        route.observe = observe
+        self.optimizer.prepare()
+
+    def backward(self, losses: Tensor, batch: Batch) -> None:
+        losses.sum().backward()
+
+    def start(self) -> None:
+        self.optimizer.start()
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def step(self, facts: Facts) -> None:
+        self.optimizer.signals = Signals(facts.losses, (self._norm("rec"), self._norm("src")), facts.targets)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _norm(self, subspace: str) -> float:
+        layers = self.attached.layers.values()
+        parts = [layer.coefficients.grad[:, layer.widths.columns(subspace)] for layer in layers if layer.coefficients.grad is not None]
+        norms = torch._foreach_norm(parts)
+        return float(torch.linalg.vector_norm(torch.stack(list(norms))))
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: layer.weight.detach() for name, layer in self.attached.layers.items()}
+
+    def observations(self) -> tuple[dict[str, float], list[dict[str, float | str]]]:
+        """Gradient cosine between the tasks by layer, from shared-basis coefficients; captured energy; gates."""
+        rows: list[dict[str, float | str]] = []
+        for name, layer in self.attached.layers.items():
+            if layer.shared_by_task is None:
+                continue
+            rec, src = layer.shared_by_task.flatten(1)
+            cosine = float(torch.nn.functional.cosine_similarity(rec, src, dim=0))
+            rows.append({"module": name, "cosine": cosine, "energy_shared": self.optimizer.energy.get(name, float("nan"))})
+            layer.shared_by_task = None
+        energy = list(self.optimizer.energy.values())
+        scalars = {
+            "gate/rec": self.optimizer.gates[0],
+            "gate/src": self.optimizer.gates[1],
+            "cosine/rec_src": sum(float(row["cosine"]) for row in rows) / max(len(rows), 1),
+            "steps/skipped": float(self.optimizer.skipped),
+        }
+        if energy:
+            scalars["energy/shared"] = sum(energy) / len(energy)
+        return scalars, rows
+
+    def finish(self) -> None:
+        self.attached.detach()
+
+    def certificate(self, before: dict[str, Tensor]) -> dict[str, float]:
+        """|dW K0| / (|dW| |K0|) by layer, K0 the directions general text uses; `before` holds the untuned weights."""
+        leaks = {}
+        for name, layer in self.attached.layers.items():
+            space = self.projectors.get(name)
+            change = layer.weight.detach() - before[name]
+            change = (change.t() if layer.transposed else change).double()
+            if space is None or not bool(change.any()):
+                continue
+            outside = change - space(change.t().contiguous()).t()
+            used = change.shape[1] - space.dimensions
+            leaks[name] = float(outside.norm() / (change.norm() * used**0.5))
+        return leaks

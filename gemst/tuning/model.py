@@ -1,0 +1,117 @@
+"""The model while it is tuned: the backbone plus item-token rows as parameters of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gemst.backbone import hidden, output_scale
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from gemst.tuning.batches import Batch
+
+
+@dataclass
+class Losses:
+    """What one batch says: `joint` is the mean over all targets; the others are detached means by task (rec, src)."""
+
+    joint: Tensor
+    by_task: tuple[float, float]
+
+
+class ItemModel(nn.Module):
+    """Backbone + item rows. `items_in` and `items_out` (tokens, d) stand in for the vocabulary rows from `first` on.
+
+    As separate parameters they get gradients and optimizer state for those rows alone, and the old rows cannot move.
+    """
+
+    def __init__(self, model: PreTrainedModel, first: int, level_sizes: tuple[int, ...], whole_vocabulary: bool) -> None:
+        super().__init__()
+        self.model, self.first, self.whole_vocabulary = model, first, whole_vocabulary
+        self.starts = [sum(level_sizes[:level]) for level in range(len(level_sizes) + 1)]
+        last = first + self.starts[-1]
+        model.requires_grad_(False)
+        self.items_in = nn.Parameter(model.get_input_embeddings().weight[first:last].detach().clone())
+        self.items_out = nn.Parameter(model.get_output_embeddings().weight[first:last].detach().clone())
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings (batch, positions, d); item tokens come from `items_in`."""
+        old = self.model.get_input_embeddings()(ids.clamp(max=self.first - 1))
+        items = functional.embedding((ids - self.first).clamp(min=0), self.items_in)
+        return torch.where((ids >= self.first)[..., None], items, old)
+
+    def states(self, batch: Batch) -> Tensor:
+        """Final hidden states at the target positions alone, (targets, d)."""
+        embeds = self.embed(batch.input_ids)
+        if batch.decoder_ids is None:
+            every = hidden(
+                self.model,
+                inputs_embeds=embeds,
+                attention_mask=self._mask(batch.mask, embeds),
+                position_ids=batch.position_ids,
+                use_cache=False,
+            )
+        else:
+            every = hidden(
+                self.model,
+                inputs_embeds=embeds,
+                attention_mask=batch.mask,
+                decoder_inputs_embeds=self.embed(batch.decoder_ids),
+                use_cache=False,
+            )
+        return every.flatten(0, 1)[batch.at]
+
+    def _mask(self, mask: Tensor, embeds: Tensor) -> Tensor:
+        """Eager attention adds its mask to the scores; the others take booleans."""
+        if mask.dim() == 2 or self.model.config._attn_implementation != "eager":
+            return mask
+        kind = embeds.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else embeds.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+    def target_losses(self, batch: Batch) -> Tensor:
+        """Cross-entropy of every target token, (targets,) float32: over its level's tokens, or over the vocabulary."""
+        states = self.states(batch) * output_scale(self.model)
+        losses = states.new_zeros(len(batch.labels), dtype=torch.float32)
+        if self.whole_vocabulary:
+            head = torch.cat([self.model.get_output_embeddings().weight[: self.first], self.items_out])
+            return functional.cross_entropy(functional.linear(states, head.to(states.dtype)).float(), batch.labels, reduction="none")
+        for level in range(len(self.starts) - 1):
+            mine = batch.level == level if len(self.starts) > 2 else slice(None)
+            start, stop = self.starts[level], self.starts[level + 1]
+            logits = functional.linear(states[mine], self.items_out[start:stop].to(states.dtype)).float()
+            part = functional.cross_entropy(logits, batch.labels[mine] - self.first - start, reduction="none")
+            if len(self.starts) == 2:
+                return part
+            losses[mine] = part
+        return losses
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Losses of every target token, (targets,)."""
+        return self.target_losses(batch)
+
+    @torch.no_grad()
+    def start_popular(self, counts: Tensor, states: Tensor) -> None:
+        """Start the output rows at log(1 + counts): the output bias of a classifier set to its prior.
+
+        A head without bias gets it along the mean hidden state mu, which most of a state's norm lies on:
+        row_i += log(1 + counts_i) mu / |mu|^2. `counts` (tokens,), `states` (targets, d) before any training.
+        """
+        mean = states.float().mean(0) * output_scale(self.model)
+        prior = torch.log1p(counts.to(mean))
+        for start, stop in zip(self.starts[:-1], self.starts[1:], strict=True):
+            level = prior[start:stop] - prior[start:stop].mean()
+            self.items_out[start:stop] += level[:, None] * mean / mean.dot(mean)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Write the item rows into the backbone's embedding and head."""
+        last = self.first + self.starts[-1]
+        self.model.get_input_embeddings().weight[self.first : last] = self.items_in
+        self.model.get_output_embeddings().weight[self.first : last] = self.items_out

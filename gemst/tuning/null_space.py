@@ -1,0 +1,179 @@
+"""The directions general text does not use: second moments of every Linear's input, and the projector onto their low end.
+
+A Linear's output on general text moves by dW x, so the side that counts is the INPUT side: P projects onto the
+low-energy eigenspace of C = E[x x^T] and every update basis is taken inside range(P) (DESIGN.md §4.3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gemst.config import NullSpace
+from gemst.errors import GemstError
+from gemst.files import atomic_folder, read_json, require
+from gemst.progress import track
+
+
+@dataclass(frozen=True)
+class Range:
+    """P = B B^T, or I - B B^T when `complement`; B (n, k) is whichever side is thinner."""
+
+    basis: Tensor
+    complement: bool
+
+    @property
+    def dimensions(self) -> int:
+        """rank P."""
+        width, kept = self.basis.shape
+        return width - kept if self.complement else kept
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """P @ vectors, (n, k) -> (n, k)."""
+        basis = self.basis.to(vectors)
+        inside = basis @ (basis.t() @ vectors)
+        return vectors - inside if self.complement else inside
+
+
+def second_moments(model: nn.Module, modules: dict[str, nn.Module], batches: Iterator[dict[str, Tensor]]) -> Moments:
+    """One streaming pass: C of every input site, float64, with modules that read the same tensor sharing one site."""
+    gathered = Moments({}, {}, 0)
+    seen: dict[int, tuple[str, Tensor]] = {}
+    mask = torch.empty(0)
+
+    def hook(name: str) -> Any:
+        def run(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0]
+            site, _ = seen.setdefault(id(x), (name, x))  # the tensor is kept alive, so its id stays its own
+            gathered.site_of.setdefault(name, site)
+            if site == name:
+                rows = x.detach()[mask] if mask.shape == x.shape[:2] else x.detach().flatten(0, -2)
+                moment = (rows.t().float() @ rows.float()).double()
+                total = gathered.sums.get(site)
+                gathered.sums[site] = moment if total is None else total.add_(moment)
+
+        return run
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                mask = batch["attention_mask"].bool()
+                gathered.tokens += int(mask.sum())
+                seen.clear()
+                if model.config.is_encoder_decoder:  # type: ignore[union-attr]
+                    batch = {**batch, "decoder_input_ids": batch["input_ids"], "decoder_attention_mask": mask}
+                model.base_model(**batch)  # type: ignore[operator]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return gathered
+
+
+@dataclass
+class Moments:
+    """Sums of x x^T by site (n, n) float64, the site each module reads, and the tokens they were taken over."""
+
+    sums: dict[str, Tensor]
+    site_of: dict[str, str]
+    tokens: int
+
+
+def low_energy(moment: Tensor, settings: NullSpace) -> tuple[Range, Tensor]:
+    """P of one site and the eigenvalues of C / tokens, ascending. `moment` (n, n) is C, normalised.
+
+    rule energy: the most directions that together hold at most `energy` of the trace; absolute: eigenvalues below
+    `threshold` (the paper's rule). Always leaves at least one direction on either side.
+    """
+    values, vectors = torch.linalg.eigh(moment)
+    values = values.clamp(min=0)
+    if settings.rule == "energy":
+        kept = int((values.cumsum(0) <= settings.energy * values.sum()).sum())
+    else:
+        kept = int((values < settings.threshold).sum())
+    width = moment.shape[0]
+    kept = min(max(kept, 1), width - 1)
+    if kept <= width // 2:
+        return Range(vectors[:, :kept].float().contiguous(), complement=False), values
+    return Range(vectors[:, kept:].float().contiguous(), complement=True), values
+
+
+def batches(tokenizer: Any, texts: list[str], tokens: int, length: int, rows: int = 4) -> Iterator[dict[str, Tensor]]:
+    """General text as packed sequences of `length` tokens until `tokens` are spent; raises GemstError when there is none."""
+    stream: list[int] = []
+    for text in texts:
+        stream += tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(stream) >= tokens:
+            break
+    length = min(length, len(stream))
+    count = min(tokens, len(stream)) // length if length else 0
+    if count == 0:
+        raise GemstError("the general corpus holds no text", "Point null_space.corpus at a Parquet with a `text` column")
+    blocks = torch.tensor(stream[: count * length]).view(count, length)
+    for start in range(0, count, rows):
+        block = blocks[start : start + rows]
+        yield {"input_ids": block, "attention_mask": torch.ones_like(block)}
+
+
+def build(
+    model: nn.Module, tokenizer: Any, modules: dict[str, nn.Module], texts: list[str], settings: NullSpace, out: Path
+) -> dict[str, Any]:
+    """Collect moments, choose P per site, write `out`; returns the manifest."""
+    length = settings.sequence_length
+    count = max(settings.tokens // (4 * length), 1)
+    moments = second_moments(
+        model, modules, track(batches(tokenizer, texts, settings.tokens, length), "second moments", total=count)
+    )
+    tensors, sites = {}, {}
+    for site, total in track(moments.sums.items(), "eigendecompositions", total=len(moments.sums)):
+        space, values = low_energy(total / moments.tokens, settings)
+        tensors[f"{site}.basis"], tensors[f"{site}.eigenvalues"] = space.basis, values.float()
+        sites[site] = {"complement": space.complement, "dimensions": space.dimensions, "width": total.shape[0]}
+    manifest = {
+        "backbone": fingerprint(model),
+        "corpus": hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16],
+        "settings": settings.model_dump(mode="json"),
+        "tokens": moments.tokens,
+        "site_of": moments.site_of,
+        "sites": sites,
+    }
+    manifest["hash"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+    from safetensors.torch import save_file
+
+    with atomic_folder(out) as folder:
+        save_file(tensors, folder / "projectors.safetensors", metadata={"hash": manifest["hash"]})
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    return manifest
+
+
+def load(folder: Path, model: nn.Module) -> tuple[dict[str, Range], dict[str, Any]]:
+    """P by module name, and the manifest. Raises GemstError when it belongs to another model."""
+    from safetensors.torch import load_file
+
+    manifest = read_json(require(folder / "manifest.json", made_by="gemst null-space"))
+    if manifest["backbone"] != fingerprint(model):
+        raise GemstError(f"{folder} was made for another backbone", "Run `gemst null-space` with the present backbone")
+    tensors = load_file(folder / "projectors.safetensors")
+    spaces = {
+        site: Range(tensors[f"{site}.basis"], facts["complement"]) for site, facts in manifest["sites"].items()
+    }
+    return {name: spaces[site] for name, site in manifest["site_of"].items()}, manifest
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Short hash of a model's parameter names, shapes and a sample of each one's values."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if "embed" in name or "lm_head" in name or "shared" in name:
+            continue  # vocabularies grow by item tokens
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().contiguous()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,80 @@
+"""Single layout: one row per example, for encoder-decoder models and as the yardstick of the chain layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+import torch
+
+from gemst.prompts import SEARCH, Prompter
+from gemst.tuning.batches import Batch
+
+
+class SingleBatches:
+    """Length-bucketed batches; each holds both tasks in the data's proportion, recommendation first."""
+
+    def __init__(self, train: pl.DataFrame, prompter: Prompter, *, batch_tokens: int, encoder_decoder: bool, seed: int) -> None:
+        self.prompter, self.encoder_decoder, self.batch_tokens, self.seed = prompter, encoder_decoder, batch_tokens, seed
+        target = train["targets"].list.first().replace_strict(prompter.index, default=-1, return_dtype=pl.Int64)
+        known = target >= 0
+        self.train, self.target = train.filter(known), target.filter(known).to_numpy()
+        self.search = (self.train["task"] == SEARCH).to_numpy()
+        history = self.train["history"].list.len().to_numpy().astype(np.int64)
+        self.history = np.minimum(history, prompter.max_history)
+        longest = len(prompter.prefix) + prompter.max_history * prompter.token_ids.shape[1] + 24
+        self.rows = max(2, batch_tokens // longest)
+
+    def steps_per_epoch(self, accumulate: int) -> int:
+        """Optimizer steps in one epoch."""
+        return max(1, len(self._plan(0)) // accumulate)
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        """Row numbers of every batch: shuffled, bucketed by history length within windows of 50 batches."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.train))
+        window = 50 * self.rows
+        pieces = [order[i : i + window] for i in range(0, len(order), window)]
+        bucketed = np.concatenate([piece[np.argsort(self.history[piece], kind="stable")] for piece in pieces])
+        batches = np.array_split(bucketed, max(1, round(len(bucketed) / self.rows)))
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        for rows in self._plan(epoch):
+            yield self.collate(rows[np.argsort(self.search[rows], kind="stable")])
+
+    def collate(self, rows: np.ndarray) -> Batch:
+        """Tensors of the examples `rows`, recommendation first."""
+        prompts = self.prompter.encode(self.train[rows])
+        codes = [code[code >= 0] for code in self.prompter.token_ids[self.target[rows]]]
+        sizes = np.array([len(code) for code in codes])
+        appended = [] if self.encoder_decoder else [code[:-1].tolist() for code in codes]
+        full = [p + a for p, a in zip(prompts, appended, strict=True)] if appended else prompts
+        length = max(map(len, full))
+        ids = np.array([row + [0] * (length - len(row)) for row in full])
+        mask = np.array([[1] * len(row) + [0] * (length - len(row)) for row in full])
+        level = np.concatenate([np.arange(size) for size in sizes])
+        owner = np.repeat(np.arange(len(rows)), sizes)
+        boundary = int((~self.search[rows]).sum())
+        decoder = None
+        if self.encoder_decoder:
+            width = sizes.max()
+            start = self.prompter.tokenizer.pad_token_id  # T5 starts its decoder with padding
+            decoder = torch.from_numpy(np.array([[start, *code[:-1], *[0] * (width - len(code))] for code in codes]))
+            at = owner * width + level
+        else:
+            at = owner * length + np.array([len(p) for p in prompts])[owner] - 1 + level
+        return Batch(
+            input_ids=torch.from_numpy(ids),
+            mask=torch.from_numpy(mask),
+            position_ids=None,
+            at=torch.from_numpy(at),
+            labels=torch.from_numpy(np.concatenate(codes).astype(np.int64)),
+            level=torch.from_numpy(level),
+            boundary=boundary,
+            targets=(int(sizes[:boundary].sum()), int(sizes[boundary:].sum())),
+            tokens=int(mask.sum()) + (0 if decoder is None else int(sizes.sum())),
+            decoder_ids=decoder,
+        )

@@ -1,0 +1,52 @@
+"""Validation during tuning: full-catalogue NDCG@10 of both tasks on a fixed sample of users."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from gemst.backbone import Tuned
+from gemst.prompts import TASKS
+from gemst.tuning.loop import precision
+from gemst.tuning.model import ItemModel
+
+if TYPE_CHECKING:
+    import torch
+
+    from gemst.config import Config
+
+
+class Validation:
+    """Ranks the validation examples of evenly spaced users; the score is the harmonic mean of both NDCG@10."""
+
+    def __init__(
+        self, config: Config, items: ItemModel, tuned: Tuned, train: pl.DataFrame, valid: pl.DataFrame, device: torch.device
+    ) -> None:
+        from gemst.evaluation.protocols import seen_items
+
+        self.config, self.items, self.tuned, self.device = config, items, tuned, device
+        users = valid["user_id"].unique().sort()
+        chosen = users.gather_every(max(1, len(users) // config.tuning.validate_users))
+        self.examples = valid.filter(pl.col("user_id").is_in(chosen.implode()))
+        self.seen = seen_items(self.examples, [train]) if config.evaluation.exclude_seen else None
+
+    def __call__(self) -> dict[str, float]:
+        """{"valid/ndcg10_recommendation": .., "valid/ndcg10_search": .., "valid/joint": ..}; joint over the tuned tasks."""
+        from gemst.evaluation.metrics import table_of_metrics
+        from gemst.ranking import rank
+
+        self.items.fold()
+        self.items.eval()
+        with precision(self.config.tuning.precision, self.device):
+            ranked = rank(self.tuned, self.examples, 10, self.config.ranking, self.seen)
+        relevant = self.examples.with_row_index("row").select("row", item_id="targets").explode("item_id", empty_as_null=True)
+        table = table_of_metrics(ranked, relevant, (10,)).sort("row")
+        by_task = {
+            task: float(table.filter((self.examples["task"] == task))["ndcg@10"].mean() or 0.0)  # type: ignore[arg-type]
+            for task in TASKS
+            if (self.examples["task"] == task).any()
+        }
+        wanted = [value for task, value in by_task.items() if self.config.tuning.tasks in ("both", task)]
+        joint = len(wanted) / sum(1 / max(value, 1e-9) for value in wanted) if wanted else 0.0
+        return {f"valid/ndcg10_{task}": value for task, value in by_task.items()} | {"valid/joint": joint}
