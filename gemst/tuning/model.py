@@ -41,10 +41,12 @@ class ItemModel(nn.Module):
         self.items_out = nn.Parameter(model.get_output_embeddings().weight[first:last].detach().clone())
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Input embeddings (batch, positions, d); item tokens come from `items_in`."""
+        """Input embeddings (batch, positions, d) in the compute type; item tokens come from `items_in`."""
         old = self.model.get_input_embeddings()(ids.clamp(max=self.first - 1))
         items = functional.embedding((ids - self.first).clamp(min=0), self.items_in)
-        return torch.where((ids >= self.first)[..., None], items, old)
+        kind = ids.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else old.dtype
+        return torch.where((ids >= self.first)[..., None], items, old).to(dtype)
 
     def states(self, batch: Batch) -> Tensor:
         """Final hidden states at the target positions alone, (targets, d)."""

