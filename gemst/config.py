@@ -151,6 +151,9 @@ class Evaluation(Section):
 
     ks: tuple[Positive, ...] = (1, 5, 10, 20)
     exclude_seen: bool = Field(True, description="leave items of the user's past out of every ranking")
+    protocols: tuple[Literal["uniform99", "bm25-99", "shown"], ...] = Field(
+        (), description="sampled protocols beside the full ranking: the targets among 99 other items, or those shown"
+    )
     drift_tokens: Positive = Field(20_000, description="held-out general tokens for perplexity and KL")
     bootstrap: Positive = Field(2000, description="resamples of the paired bootstrap")
 

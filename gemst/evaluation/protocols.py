@@ -77,8 +77,9 @@ def candidates(
         .drop_nulls()
     )
     pool = pl.concat([targets, negatives.select("row", "item_id")]).unique()
-    # Hash order: a ranker that gives equal scores must not find the target in first place.
-    shuffled = pool.sort("row", pl.struct("row", "item_id").hash(seed), "item_id")
+    # Random order: a ranker that gives equal scores must not find the target in first place.
+    keys = pl.Series("key", np.random.default_rng(seed).random(len(pool)))
+    shuffled = pool.sort("row", "item_id").with_columns(keys).sort("row", "key")
     lists = shuffled.group_by("row", maintain_order=True).agg("item_id")
     every = pl.DataFrame({"row": np.arange(len(examples), dtype=np.uint32)})
     joined = every.join(lists, on="row", how="left", maintain_order="left")

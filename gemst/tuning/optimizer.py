@@ -108,6 +108,8 @@ class Gems(torch.optim.Optimizer):
                 layer.sketch = layer.shared_by_task = None
             return loss
         group = self.param_groups[0]
+        if self.gate.config.kind == "learned":
+            self.signals.alignment = (self._alignment("rec"), self._alignment("src"))
         self.gates = self.gate.update(self.signals, group["lr"] * group["scale"])
         group["steps"] += 1
         group["decay"] = 1 - (1 - group["decay"]) * (1 - group["lr"] * group["weight_decay"])
@@ -123,24 +125,35 @@ class Gems(torch.optim.Optimizer):
         rec, src = self.signals.samples
         return rec > 0, True, src > 0
 
+    def _alignment(self, subspace: str) -> float:
+        """<C_s(t+1), N_s(t)> over all layers: positive where the last update still points downhill."""
+        total = 0.0
+        for layer in self.attached.layers.values():
+            applied, gradient = self.state[layer.coefficients].get("applied"), layer.coefficients.grad
+            if applied is not None and gradient is not None:
+                columns = layer.widths.columns(subspace)
+                total += float((applied[:, columns] * gradient[:, columns]).sum())
+        return total
+
     def _step_layer(self, name: str, layer: SubspaceLinear, group: dict[str, Any]) -> None:
         gradient = layer.coefficients.grad
         if gradient is None:
             return
         state, (beta1, beta2) = self.state[layer.coefficients], group["betas"]
-        normalised = torch.zeros_like(gradient)
-        weights = (self.gates[0], 1.0, self.gates[1])
-        for place, (subspace, active) in enumerate(zip(SUBSPACES, self._active(), strict=True)):
-            columns = layer.widths.columns(subspace)
-            if not active or columns.start == columns.stop:
-                continue
-            state["counts"][place] += 1
-            count = float(state["counts"][place])
-            mean, square, part = state["exp_avg"][:, columns], state["exp_avg_sq"][:, columns], gradient[:, columns]
-            mean.lerp_(part, 1 - beta1)
-            square.mul_(beta2).addcmul_(part, part, value=1 - beta2)
-            size = (square / (1 - beta2**count)).sqrt_().add_(group["eps"])
-            normalised[:, columns] = mean / size * (weights[place] / (1 - beta1**count))
+        active = torch.tensor(self._active(), dtype=torch.float32)
+        state["counts"] += active
+        by_column = self._columns(layer, torch.stack([
+            active, 1 - beta1 ** state["counts"].clamp(min=1), 1 - beta2 ** state["counts"].clamp(min=1),
+            active * torch.tensor([self.gates[0], 1.0, self.gates[1]]),
+        ]))  # fmt: skip
+        live, correct1, correct2, weight = by_column.to(gradient)
+        state["exp_avg"].lerp_(gradient, live * (1 - beta1))
+        state["exp_avg_sq"].lerp_(gradient * gradient, live * (1 - beta2))
+        size = (state["exp_avg_sq"] / correct2).sqrt_().add_(group["eps"])
+        normalised = (state["exp_avg"] / size).div_(correct1)
+        if self.gate.config.kind == "learned":
+            state["applied"] = normalised * live
+        normalised *= weight
         delta = -group["lr"] * group["scale"]
         if layer.transposed:
             layer.weight.addmm_(layer.basis, normalised.t(), alpha=delta)
@@ -150,6 +163,12 @@ class Gems(torch.optim.Optimizer):
             self._decay(name, layer, group["decay"])
         if layer.sketch is not None:
             self._refresh(name, layer, state, gradient)
+
+    @staticmethod
+    def _columns(layer: SubspaceLinear, values: Tensor) -> Tensor:
+        """Spread values per subspace (k, 3) over the basis columns (k, R)."""
+        widths = torch.tensor([layer.widths.rec, layer.widths.shared, layer.widths.src])
+        return values.repeat_interleave(widths, dim=1)
 
     def _decay(self, name: str, layer: SubspaceLinear, amount: float) -> None:
         """Shrink the W P component by what `refresh_every` steps of decay amount to; W (I - P) stays."""
@@ -165,6 +184,8 @@ class Gems(torch.optim.Optimizer):
             rotation = layer.basis[:, columns].t() @ basis[:, columns]
             state["exp_avg"][:, columns] = state["exp_avg"][:, columns] @ rotation
             state["exp_avg_sq"][:, columns] = state["exp_avg_sq"][:, columns] @ rotation.pow(2)
+            if "applied" in state:
+                state["applied"][:, columns] = state["applied"][:, columns] @ rotation
         layer.basis.copy_(basis)
         layer.sketch = None
 

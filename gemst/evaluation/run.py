@@ -1,0 +1,142 @@
+"""Evaluate a model next to the reference rankers: the same examples, the same exclusions, the same metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from gemst.evaluation.metrics import METRICS, harmonic_mean, relevant_items, table_of_metrics
+from gemst.evaluation.protocols import BM25, FULL, candidates, seen_items
+from gemst.evaluation.references import all_references
+from gemst.evaluation.slices import SLICES, slice_columns
+from gemst.prompts import TASKS
+
+if TYPE_CHECKING:
+    from gemst.config import Config
+
+MODEL = "model"
+HEADLINE = "ndcg@10"
+
+Rank = Callable[[pl.DataFrame, int, pl.DataFrame | None], pl.DataFrame]
+Rerank = Callable[[pl.DataFrame, pl.Series], pl.DataFrame]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured."""
+
+    metrics: dict[str, Any]  # metrics.json
+    per_query: pl.DataFrame  # one line per ranker, protocol and example; see `evaluate`
+    rankings: pl.DataFrame  # the model's full ranking: row, item_id, rank, score
+
+
+def evaluate(
+    config: Config,
+    items: pl.DataFrame,
+    train: pl.DataFrame,
+    valid: pl.DataFrame,
+    test: pl.DataFrame,
+    rank: Rank,
+    *,
+    rerank: Rerank | None = None,
+    drift: dict[str, float] | None = None,
+) -> Evaluation:
+    """Measure a model and all references on the test examples.
+
+    `rank(examples, k, seen)` returns row, item_id, rank, score as `Reference.rank` does; `rerank(examples, candidates)`
+    likewise for given candidates, and without it the model is left out of the sampled protocols. `drift` goes into the
+    metrics as it is.
+
+    `metrics` holds model, references (name -> task -> metric, and joint: the harmonic mean of both tasks' NDCG@10),
+    protocols (the same per sampled protocol), slices (slice -> label -> ranker -> task -> NDCG@10, queries), drift,
+    counts and seconds. `per_query` has ranker, protocol, row, user_id, task, timestamp, the slice labels and every
+    metric. Equal inputs give equal metrics; seconds apart.
+    """
+    metrics_at = tuple(sorted({*config.evaluation.ks, 10}))  # the headline is at 10
+    began = time.perf_counter()
+    seen = seen_items(test, [train, valid]) if config.evaluation.exclude_seen else None
+    relevant = relevant_items(test)
+    labels = test.select("user_id", "task", "timestamp").with_row_index("row").join(slice_columns(test, train), on="row")
+    rankings, model_seconds = _timed(lambda: rank(test, max(metrics_at), seen))
+    seconds: dict[str, float] = {MODEL: model_seconds}
+    references, seconds["references_fit"] = _timed(lambda: all_references(items, train, config))
+    measured = [(MODEL, FULL, rankings, relevant)]
+    for reference in references:
+        listed, seconds[reference.name] = _timed(lambda one=reference: one.rank(test, max(metrics_at), seen))
+        measured.append((reference.name, FULL, listed, relevant))
+    for protocol in config.evaluation.protocols:
+        bm25 = next(reference for reference in references if reference.name == "bm25")
+        pool = candidates(protocol, test, items, seen, config.seed, bm25 if protocol == BM25 else None)
+        rerankers = ([(MODEL, rerank)] if rerank else []) + [(one.name, one.rerank) for one in references]
+        asked = relevant.filter((pool.list.len() > 0).gather(relevant["row"]))
+        measured += [(name, protocol, reorder(test, pool), asked) for name, reorder in rerankers]
+    tables = [
+        table_of_metrics(listed, wanted, metrics_at)
+        .with_columns(ranker=pl.lit(name), protocol=pl.lit(protocol))
+        .join(labels, on="row", how="left", maintain_order="left")
+        for name, protocol, listed, wanted in measured
+    ]
+    columns = ["ranker", "protocol", *labels.columns, *(f"{metric}@{k}" for k in metrics_at for metric in METRICS)]
+    per_query = pl.concat(tables).select(columns)
+    seconds["total"] = time.perf_counter() - began
+    means = summary(per_query)
+    metrics = {
+        **_split(means[FULL]),
+        "protocols": {protocol: _split(means[protocol]) for protocol in config.evaluation.protocols if protocol in means},
+        "slices": _slices(per_query),
+        "drift": drift or {},
+        "counts": _counts(items, train, valid, test, labels),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }
+    return Evaluation(metrics, per_query, rankings)
+
+
+def summary(per_query: pl.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
+    """Means: protocol -> ranker -> task -> metric, and ranker -> joint where both tasks were measured."""
+    names = [name for name in per_query.columns if name.split("@")[0] in METRICS]
+    means = per_query.group_by("protocol", "ranker", "task", maintain_order=True).agg(pl.col(names).mean())
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for line in means.to_dicts():
+        by_task = result.setdefault(line["protocol"], {}).setdefault(line["ranker"], {})
+        by_task[line["task"]] = {name: line[name] for name in names}
+    for rankers in result.values():
+        for by_task in rankers.values():
+            by_task["joint"] = harmonic_mean([by_task[task][HEADLINE] for task in TASKS if task in by_task])
+    return result
+
+
+def _split(means: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    references = {name: value for name, value in means.items() if name != MODEL}
+    return ({MODEL: means[MODEL]} if MODEL in means else {}) | {"references": references}
+
+
+def _slices(per_query: pl.DataFrame) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name in SLICES:
+        means = (
+            per_query.filter((pl.col("protocol") == FULL) & pl.col(name).is_not_null())
+            .group_by(name, "ranker", "task", maintain_order=True)
+            .agg(pl.col(HEADLINE).mean(), queries=pl.len())
+        )
+        for line in means.to_dicts():
+            into = result.setdefault(name, {}).setdefault(line[name], {}).setdefault(line["ranker"], {})
+            into[line["task"]] = {HEADLINE: line[HEADLINE], "queries": line["queries"]}
+    return result
+
+
+def _counts(
+    items: pl.DataFrame, train: pl.DataFrame, valid: pl.DataFrame, test: pl.DataFrame, labels: pl.DataFrame
+) -> dict[str, int]:
+    tables: Sequence[tuple[str, pl.DataFrame]] = (("train", train), ("valid", valid), ("test", test))
+    counts = {name: len(table) for name, table in tables} | {"items": len(items)}
+    counts |= {f"test_{task}": int((test["task"] == task).sum()) for task in TASKS}
+    return counts | {"test_unseen_items": int((labels["item"] == "unseen").sum())}
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    began = time.perf_counter()
+    return work(), time.perf_counter() - began

@@ -1,0 +1,91 @@
+"""The loop: it learns, it resumes exactly after a kill, it stops early, it keeps its time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemst.config import Config
+from gemst.tuning.chain import ChainBatches
+from gemst.tuning.checkpoint import Checkpoints
+from gemst.tuning.events import load_events
+from gemst.tuning.loop import rate, train
+from gemst.tuning.methods import make
+from gemst.tuning.model import ItemModel
+from tests.tuning.conftest import ITEMS, llama
+
+
+class Killed(Exception):
+    """Stands for kill -9: nothing after it runs."""
+
+
+def run(folder: Path, train_frame, prompter, *, die_at: int | None = None, scores=None, **tuning):
+    defaults = {
+        "rank": 8, "refresh_every": 5, "epochs": 8, "precision": "fp32", "lr": 1e-2, "item_lr": 1e-2, "checkpoint_every": 4,
+        "validate_every": 6, "chain_items": 6, "batch_tokens": 60,
+    }  # fmt: skip
+    config = Config.model_validate({"null_space": {"rule": "none"}, "tuning": {**defaults, **tuning}})
+    torch.manual_seed(0)
+    items = ItemModel(llama(20 + ITEMS), 20, (ITEMS,), False)
+    method = make(config, items, folder)
+    batches = ChainBatches(load_events(train_frame, prompter), prompter, chain_items=6, batch_tokens=60)
+    losses: list[float] = []
+    queue = iter(scores or [])
+
+    def log(step: int, scalars: dict[str, float]) -> None:
+        losses.append(scalars["train/loss_rec"])
+        if step == die_at:
+            raise Killed
+
+    state = train(
+        items, method, batches, batches.steps_per_epoch(config.tuning.accumulate), config.tuning,
+        validate=lambda: {"valid/joint": next(queue, 0.1)}, log=log, checkpoints=Checkpoints(folder / "c", "x"),
+    )  # fmt: skip
+    return items, state, losses
+
+
+@pytest.mark.parametrize("method", ["gems", "full"])
+def test_it_learns(tmp_path: Path, train, prompter, method: str) -> None:
+    _, state, losses = run(tmp_path, train, prompter, method=method, epochs=15, scores=[i / 100 for i in range(1, 100)])
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    assert {name for _, name, _ in state.curves} >= {"train/loss_rec", "train/loss_src", "lr", "tokens_per_s", "valid/joint"}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, train, prompter, accumulate: int) -> None:
+    whole, state, losses = run(tmp_path / "a", train, prompter, accumulate=accumulate)
+    with pytest.raises(Killed):
+        run(tmp_path / "b", train, prompter, accumulate=accumulate, die_at=7)
+    resumed, again, rest = run(tmp_path / "b", train, prompter, accumulate=accumulate)
+    assert rest == losses[4:]
+    assert again.step == state.step
+    assert torch.equal(resumed.items_out, whole.items_out)
+
+
+def test_patience_stops_and_the_best_weights_are_kept(tmp_path: Path, train, prompter) -> None:
+    items, state, _ = run(tmp_path, train, prompter, epochs=40, scores=[0.5] + [0.1] * 50, patience=2)
+    assert state.step == 18 and state.best == 0.5
+    best, _, _ = run(tmp_path / "again", train, prompter, epochs=40, scores=[0.5, 0.1, 0.1], patience=2)
+    assert torch.equal(items.items_in, best.items_in)
+
+
+def test_schedule_warms_up_and_ends_near_zero() -> None:
+    tuning = Config().tuning
+    factors = [rate(tuning, step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.2) and max(factors) == 1.0 and factors[-1] < 0.01
+    assert factors[:5] == sorted(factors[:5]) and factors[5:] == sorted(factors[5:], reverse=True)
+
+
+def test_a_time_limit_shortens_the_schedule(tmp_path: Path, train, prompter) -> None:
+    _, state, _ = run(tmp_path, train, prompter, epochs=4000, max_minutes=0.03, scores=[0.1 + i / 1e4 for i in range(3000)])
+    assert 20 <= state.step < 3000 and state.step == state.total
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path: Path, train, prompter) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, train, prompter, die_at=7)
+    config = Config.model_validate({"null_space": {"rule": "none"}, "tuning": {"rank": 8}})
+    items = ItemModel(llama(20 + ITEMS), 20, (ITEMS,), False)
+    assert Checkpoints(tmp_path / "c", "another").resume(items, make(config, items, tmp_path)) is None

@@ -1,0 +1,87 @@
+"""Second moments, the choice of P, and the artefact's guard against another backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemst.config import NullSpace
+from gemst.errors import GemstError
+from gemst.tuning import null_space
+from gemst.tuning.subspace import matching
+from tests.tuning.conftest import gpt2, llama, t5
+from tests.tuning.test_subspace import PATTERN
+
+TEXTS = ["the good old comedy , a bad new film . History : drama"] * 40
+
+
+def collect(model, tokenizer, tokens: int = 200):
+    modules = matching(model, PATTERN)
+    return modules, null_space.second_moments(model, modules, null_space.batches(tokenizer, TEXTS, tokens, 20))
+
+
+@pytest.mark.parametrize("make", [llama, t5, gpt2])
+def test_moments_equal_a_direct_sum_and_sites_are_shared(make, tokenizer) -> None:
+    model = make()
+    modules, moments = collect(model, tokenizer)
+    seen: dict[str, torch.Tensor] = {}
+    handles = [
+        m.register_forward_pre_hook(lambda _, x, n=n: seen.__setitem__(n, seen.get(n, 0) + x[0].flatten(0, -2).double().t() @ x[0].flatten(0, -2).double()))
+        for n, m in modules.items()
+    ]
+    with torch.no_grad():
+        for batch in null_space.batches(tokenizer, TEXTS, 200, 20):
+            extra = {"decoder_input_ids": batch["input_ids"]} if model.config.is_encoder_decoder else {}
+            model.base_model(**batch, **extra)
+    for handle in handles:
+        handle.remove()
+    assert set(moments.site_of) == set(modules) and moments.tokens == 200
+    for name in modules:
+        torch.testing.assert_close(moments.sums[moments.site_of[name]], seen[name], rtol=1e-4, atol=1e-4)
+    assert len(moments.sums) == len(modules) if make is gpt2 else len(moments.sums) < len(modules)  # c_attn is q, k and v at once
+    if make is llama:
+        site = moments.site_of
+        assert site["model.layers.0.self_attn.q_proj"] == site["model.layers.0.self_attn.v_proj"]
+        assert site["model.layers.0.mlp.gate_proj"] == site["model.layers.0.mlp.up_proj"] != site["model.layers.0.mlp.down_proj"]
+
+
+@pytest.mark.parametrize(("energy", "complement"), [(0.02, False), (0.6, True)])
+def test_energy_rule_is_the_largest_space_within_its_share(energy: float, complement: bool) -> None:
+    values = torch.logspace(-4, 1, 30, dtype=torch.float64)
+    if complement:
+        values = torch.ones(30, dtype=torch.float64)
+    vectors = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    space, found = null_space.low_energy(vectors @ torch.diag(values) @ vectors.t(), NullSpace(energy=energy))
+    kept = space.dimensions
+    assert values[:kept].sum() <= energy * values.sum() < values[: kept + 1].sum()
+    assert space.basis.shape[1] == min(kept, 30 - kept)
+    expected = vectors[:, :kept] @ vectors[:, :kept].t()
+    if not complement:
+        torch.testing.assert_close(space(torch.eye(30)), expected.float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(space(space(torch.eye(30))), space(torch.eye(30)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, values, atol=1e-8, rtol=1e-6)
+
+
+def test_absolute_rule_is_the_papers_threshold() -> None:
+    values = torch.tensor([1e-3, 1e-2, 3e-2, 1.0, 2.0], dtype=torch.float64)
+    space, _ = null_space.low_energy(torch.diag(values), NullSpace(rule="absolute", threshold=2e-2))
+    assert space.dimensions == 2
+
+
+def test_artefact_round_trip_and_refusal_of_another_backbone(tmp_path: Path, tokenizer) -> None:
+    model = llama()
+    manifest = null_space.build(model, tokenizer, matching(model, PATTERN), TEXTS, NullSpace(tokens=200, sequence_length=20), tmp_path / "p")
+    spaces, loaded = null_space.load(tmp_path / "p", model)
+    assert loaded == manifest and set(spaces) == set(matching(model, PATTERN))
+    other = llama()
+    with torch.no_grad():
+        other.model.layers[0].self_attn.q_proj.weight += 1e-3
+    with pytest.raises(GemstError, match="made for another backbone.*gemst null-space"):
+        null_space.load(tmp_path / "p", other)
+
+
+def test_an_empty_corpus_is_an_error(tokenizer) -> None:
+    with pytest.raises(GemstError, match="holds no text"):
+        next(null_space.batches(tokenizer, [], 100, 20))

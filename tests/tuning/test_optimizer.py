@@ -1,0 +1,203 @@
+"""The Gems optimizer: exact null space, absent tasks, bad gradients, rotation, resume."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from torch import Tensor
+
+from gemst.config import Gates
+from gemst.tuning.gates import Gate, Signals
+from gemst.tuning.null_space import Range
+from gemst.tuning.optimizer import Gems
+from gemst.tuning.subspace import Attached, attach
+from tests.tuning.conftest import llama
+from tests.tuning.test_subspace import PATTERN, inputs, row_losses
+
+
+def spaces(model: torch.nn.Module, used: int = 10) -> dict[str, Range]:
+    """A null space per layer: everything but `used` random directions."""
+    generator = torch.Generator().manual_seed(5)
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and "proj" in name:
+            found[name] = Range(torch.linalg.qr(torch.randn(module.in_features, used, generator=generator)).Q, complement=True)
+    return found
+
+
+def build(gates: Gates = Gates(), **settings) -> tuple[torch.nn.Module, Attached, Gems, torch.nn.Parameter]:
+    model = llama()
+    null = spaces(model)
+    attached = attach(model, PATTERN, rank=8, rooms={name: space.dimensions for name, space in null.items()})
+    rows = torch.nn.Parameter(torch.zeros(3, 4))
+    defaults = {"lr": 1e-2, "item_lr": 1e-2, "refresh_every": 7}
+    return model, attached, Gems(attached, [rows], Gate(gates), dict(null), **{**defaults, **settings}), rows
+
+
+def step(model, attached: Attached, optimizer: Gems, rows: torch.nn.Parameter, seed: int, boundary: int = 2, total: int = 5) -> None:
+    batch = inputs(2, total)
+    batch["input_ids"] = torch.randint(3, 20, (total, 7), generator=torch.Generator().manual_seed(seed))
+    for _ in range(2 if optimizer.needs_first_bases else 1):
+        first = optimizer.needs_first_bases
+        attached.route.boundary = boundary
+        attached.route.weights = (total / max(boundary, 1), total / max(total - boundary, 1))
+        optimizer.prepare()
+        losses = row_losses(model, batch)
+        (losses.sum() / total + (rows**2).sum() + rows.sum()).backward()
+        if first:
+            optimizer.start()
+    torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+    optimizer.signals = Signals((1.0, 2.0), (1.0, 1.0), (boundary, total - boundary))
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("kind", ["heuristic", "learned"])
+def test_no_update_leaves_the_null_space(kind: str) -> None:
+    model, attached, optimizer, rows = build(Gates(kind=kind), weight_decay=0.1)
+    before = {name: layer.weight.detach().clone() for name, layer in attached.layers.items()}
+    for seed in range(30):
+        step(model, attached, optimizer, rows, seed)
+    for name, layer in attached.layers.items():
+        change = (layer.weight.detach() - before[name]).double()
+        used = optimizer.projectors[name].basis.double()
+        assert change.norm() > 1e-2
+        assert float((change @ used).norm() / (change.norm() * used.norm())) < 1e-6, name
+
+
+def test_gradient_projected_before_adam_leaks() -> None:
+    """The order others use, on the same layer: project the gradient, then Adam. It must fail what ours passes."""
+    generator = torch.Generator().manual_seed(0)
+    used = torch.linalg.qr(torch.randn(32, 10, generator=generator)).Q
+    weight = torch.nn.Parameter(torch.zeros(16, 32))
+    adam = torch.optim.Adam([weight], lr=1e-2)
+    for _ in range(30):
+        gradient = torch.randn(16, 32, generator=generator)
+        weight.grad = gradient - gradient @ used @ used.t()
+        adam.step()
+    assert float((weight.detach() @ used).norm() / (weight.detach().norm() * used.norm())) > 1e-2
+
+
+def test_the_loss_falls() -> None:
+    model, attached, optimizer, rows = build()
+    batch = inputs(2)
+    losses = []
+    for _ in range(30):
+        for _ in range(2 if optimizer.needs_first_bases else 1):
+            first = optimizer.needs_first_bases
+            attached.route.boundary = 2
+            optimizer.prepare()
+            loss = row_losses(model, batch).sum()
+            loss.backward()
+            if first:
+                optimizer.start()
+        optimizer.signals = Signals((1.0, 1.0), (1.0, 1.0), (2, 3))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] - 5
+
+
+def test_an_absent_task_is_left_untouched() -> None:
+    model, attached, optimizer, rows = build()
+    step(model, attached, optimizer, rows, 0)
+    layer = next(iter(attached.layers.values()))
+    state, columns = optimizer.state[layer.coefficients], layer.widths.columns("src")
+    before = {k: state[k][:, columns].clone() for k in ("exp_avg", "exp_avg_sq")}, state["counts"].clone(), layer.weight.detach().clone()
+    step(model, attached, optimizer, rows, 1, boundary=5)
+    assert torch.equal(state["exp_avg"][:, columns], before[0]["exp_avg"])
+    assert torch.equal(state["exp_avg_sq"][:, columns], before[0]["exp_avg_sq"])
+    assert state["counts"].tolist() == (before[1] + torch.tensor([1.0, 1.0, 0.0])).tolist()
+    change = layer.weight.detach() - before[2]
+    only_src = layer.basis[:, columns] - layer.basis[:, : columns.start] @ (torch.linalg.pinv(layer.basis[:, : columns.start]) @ layer.basis[:, columns])
+    assert float((change @ only_src).abs().max()) < 1e-6 < float(change.abs().max())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_gradients_are_skipped_and_counted(bad: float) -> None:
+    model, attached, optimizer, rows = build()
+    step(model, attached, optimizer, rows, 0)
+    before = {name: layer.weight.detach().clone() for name, layer in attached.layers.items()}
+    optimizer.prepare()
+    row_losses(model, inputs(2)).sum().backward()
+    next(iter(attached.layers.values())).coefficients.grad[0, 0] = bad
+    optimizer.step()
+    optimizer.zero_grad()
+    assert optimizer.skipped == 1
+    assert all(torch.equal(layer.weight, before[name]) for name, layer in attached.layers.items())
+
+
+def test_only_subspaces_and_item_rows_change() -> None:
+    model, attached, optimizer, rows = build()
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if "proj" not in n}
+    for seed in range(5):
+        step(model, attached, optimizer, rows, seed)
+    assert frozen and all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+    assert all(not layer.coefficients.any() for layer in attached.layers.values())
+
+
+def test_moments_are_rotated_into_the_new_basis() -> None:
+    """The momentum Q M^T as a matrix must survive a refresh as well as the new basis can hold it."""
+    model, attached, optimizer, rows = build(refresh_every=1000)
+    for seed in range(4):
+        step(model, attached, optimizer, rows, seed)
+    name, layer = next(iter(attached.layers.items()))
+    state, columns = optimizer.state[layer.coefficients], layer.widths.columns("shared")
+    whole = state["exp_avg"][:, columns] @ layer.basis[:, columns].t()
+    optimizer.refresh_every = 1
+    step(model, attached, optimizer, rows, 4)
+    basis = layer.basis[:, columns]
+    rotated = state["exp_avg"][:, columns]
+    assert rotated.shape == (whole.shape[0], 8)
+    cosine = torch.nn.functional.cosine_similarity((whole @ basis).flatten(), rotated.flatten(), dim=0)
+    assert float(cosine) > 0.9
+
+
+@pytest.mark.parametrize("kind", ["heuristic", "learned"])
+def test_resume_is_exact_and_loads_weights_only(kind: str) -> None:
+    straight = build(Gates(kind=kind))
+    for seed in range(20):
+        step(*straight, seed)
+    first = build(Gates(kind=kind))
+    for seed in range(9):
+        step(*first, seed)
+    buffer = io.BytesIO()
+    torch.save(first[2].state_dict(), buffer)
+    weights = {name: layer.weight.detach().clone() for name, layer in first[1].layers.items()}
+    second = build(Gates(kind=kind))
+    for name, layer in second[1].layers.items():
+        layer.weight.data.copy_(weights[name])
+    second[3].data.copy_(first[3].data)
+    buffer.seek(0)
+    second[2].load_state_dict(torch.load(buffer, weights_only=True))
+    second[2].generator.set_state(first[2].generator.get_state())
+    second[2].gate.logit = first[2].gate.logit
+    for seed in range(9, 20):
+        step(*second, seed)
+    for name, layer in second[1].layers.items():
+        assert torch.equal(layer.weight, straight[1].layers[name].weight), name
+
+
+def test_learned_gate_moves_towards_the_task_whose_update_pays_off() -> None:
+    gate = Gate(Gates(kind="learned"))
+    for _ in range(20):
+        rec, src = gate.update(Signals((1, 1), (1, 1), (1, 1), alignment=(2.0, -1.0)), lr=1e-3)
+    assert rec > 0.6 and abs(rec + src - 1) < 1e-12
+    for _ in range(60):
+        rec, _ = gate.update(Signals((1, 1), (1, 1), (1, 1), alignment=(-1.0, 2.0)), lr=1e-3)
+    assert rec < 0.4
+
+
+def test_heuristic_gate_is_the_released_mix() -> None:
+    rec, src = Gate(Gates()).update(Signals((3.0, 1.0), (1.0, 1.0), (10, 30)), lr=1e-3)
+    assert rec == pytest.approx(0.4 * 0.75 + 0.4 * 0.5 + 0.2 * 0.25) and src == pytest.approx(1 - rec)
+
+
+def test_tensor_kinds_survive(tmp_path) -> None:
+    """What a checkpoint keeps is tensors and plain numbers."""
+    model, attached, optimizer, rows = build()
+    step(model, attached, optimizer, rows, 0)
+    kinds = {type(v) for state in optimizer.state_dict()["state"].values() for v in state.values()}
+    assert kinds == {Tensor}
