@@ -102,7 +102,7 @@ class ChainBatches:
     def collate(self, rows: list[list[Segment]]) -> Batch:
         """Tensors of one batch."""
         built = [self._row(row) for row in rows]
-        length = max(len(row.ids) for row in built)
+        length = -(-max(len(row.ids) for row in built) // 32) * 32  # few distinct shapes keep the allocator from growing
         pad = {"ids": 0, "position": 0, "segment": -1, "branch": 0, "trunk": 0, "limit": 0}
         stacked = {
             key: torch.from_numpy(np.stack([np.pad(getattr(row, key), (0, length - len(row.ids)), constant_values=value) for row in built]))

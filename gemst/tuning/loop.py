@@ -85,6 +85,7 @@ def train(
             for group, peak in zip(method.optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             facts = _backward(items, method, micro, tuning, device, observe)
+            method.merge()
             norm = float(torch.nn.utils.clip_grad_norm_(method.parameters(), tuning.clip))
             method.step(facts)
             state.step += 1

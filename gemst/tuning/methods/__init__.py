@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from gemst.config import Config
-from gemst.errors import GemstError
 from gemst.tuning.batches import Batch
 from gemst.tuning.model import ItemModel
 
@@ -38,6 +37,9 @@ class Method(Protocol):
     def start(self) -> None:
         """Use up the backward pass that `needs_start` asked for."""
 
+    def merge(self) -> None:
+        """After a step's last backward pass, before its gradients are clipped."""
+
     def parameters(self) -> list[nn.Parameter]:
         """What gradient clipping looks at."""
 
@@ -61,8 +63,10 @@ def make(config: Config, items: ItemModel, null_space: Path) -> Method:
         from gemst.tuning.methods.gems import GemsMethod
 
         return GemsMethod(config, items, null_space)
-    if name == "full":
-        from gemst.tuning.methods.full import FullMethod
+    if name == "lora":
+        from gemst.tuning.methods.lora import LoraMethod
 
-        return FullMethod(config, items)
-    raise GemstError(f"tuning.method = {name!r} is not available in this version", "Set tuning.method to gems or full")
+        return LoraMethod(config, items)
+    from gemst.tuning.methods.full import FullMethod, GaloreMethod, SurgeryMethod
+
+    return {"full": FullMethod, "galore": GaloreMethod}.get(name, SurgeryMethod)(config, items)

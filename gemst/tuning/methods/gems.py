@@ -58,6 +58,9 @@ class GemsMethod:
     def start(self) -> None:
         self.optimizer.start()
 
+    def merge(self) -> None:
+        """Nothing to do: the subspaces come apart in the backward pass."""
+
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 

@@ -1,0 +1,71 @@
+"""Every method trains through the one interface, resumes, and leaves a plain model that keeps its outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemst.config import Config
+from gemst.tuning.chain import ChainBatches
+from gemst.tuning.events import load_events
+from gemst.tuning.methods import Facts, make
+from gemst.tuning.model import ItemModel
+from tests.tuning.conftest import ITEMS, llama
+
+METHODS = [
+    {"method": "gems"}, {"method": "gems", "subspaces": "shared"}, {"method": "gems", "subspaces": "specific"}, {"method": "full"},
+    {"method": "lora"}, {"method": "lora", "adapter": "dora"}, {"method": "galore"}, {"method": "pcgrad"}, {"method": "upgrad"},
+]  # fmt: skip
+
+
+def build(tmp_path: Path, train, prompter, **tuning):
+    config = Config.model_validate({"null_space": {"rule": "none"}, "tuning": {"rank": 8, "lr": 3e-3, "item_lr": 1e-2, **tuning}})
+    items = ItemModel(llama(20 + ITEMS), 20, (ITEMS,), False)
+    batch = next(ChainBatches(load_events(train, prompter), prompter, chain_items=64, batch_tokens=512)(0))
+    return items, make(config, items, tmp_path), batch
+
+
+def steps(items, method, batch, count: int) -> list[float]:
+    losses = []
+    for _ in range(count):
+        for _ in range(1 + method.needs_start):
+            first = method.needs_start
+            method.prepare(batch.targets, observe=True)
+            each = items(batch)
+            method.backward(each / len(each), batch)
+            if first:
+                method.start()
+        method.merge()
+        losses.append(float(each.mean().detach()))
+        method.step(Facts(batch.targets, (1.0, 1.0)))
+    return losses
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=lambda s: "-".join(s.values()))
+def test_it_learns_and_leaves_a_plain_model(tmp_path: Path, train, prompter, settings) -> None:
+    items, method, batch = build(tmp_path, train, prompter, **settings)
+    kinds = [type(m).__name__ for m in llama(20 + ITEMS).modules()]
+    before = {n: p.detach().clone() for n, p in items.model.named_parameters() if "norm" in n or "embed" in n}
+    losses = steps(items, method, batch, 12)
+    assert losses[-1] < losses[0] - 0.1
+    with torch.no_grad():
+        tuned = items(batch)
+    method.finish()
+    with torch.no_grad():
+        torch.testing.assert_close(items(batch), tuned, atol=1e-4, rtol=1e-4)
+    assert [type(m).__name__ for m in items.model.modules()] == kinds
+    after = dict(items.model.named_parameters())
+    assert before and all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_surgery_changes_what_is_applied_only_under_conflict(tmp_path: Path, train, prompter) -> None:
+    """With one task absent PCGrad is plain AdamW."""
+    single = train.filter(task="recommendation")
+    runs = []
+    for name in ("full", "pcgrad"):
+        items, method, batch = build(tmp_path, single, prompter, method=name)
+        steps(items, method, batch, 3)
+        runs.append(items.items_out.detach().clone())
+    torch.testing.assert_close(*runs)
