@@ -123,8 +123,20 @@ def hidden(model: PreTrainedModel, **inputs: Any) -> Tensor:
     Decoder-only: `inputs` go to the base model. Encoder-decoder: they must name `decoder_input_ids` or
     `decoder_inputs_embeds`; the states are the decoder's.
     """
-    states: Tensor = model.base_model(**inputs).last_hidden_state
-    return states
+    if not is_encoder_decoder(model):
+        states: Tensor = model.base_model(**inputs).last_hidden_state
+        return states
+    mask = inputs.get("attention_mask")
+    own = {name: value for name, value in inputs.items() if name.startswith("decoder_")}
+    shared = {name: value for name, value in inputs.items() if name not in own and name != "use_cache"}
+    encoded = model.get_encoder()(**shared).last_hidden_state
+    decoded: Tensor = model.get_decoder()(
+        **{name.removeprefix("decoder_"): value for name, value in own.items()},
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=mask,
+        use_cache=False,
+    ).last_hidden_state
+    return decoded
 
 
 def item_logits(model: PreTrainedModel, states: Tensor, first: int, last: int) -> Tensor:

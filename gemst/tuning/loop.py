@@ -134,6 +134,7 @@ def _backward(items: ItemModel, method: Method, micro: list[Batch], tuning: Tuni
     sums = torch.zeros(2)
     method.prepare(targets, observe)
     for batch in micro:
+        method.enter(batch)
         with precision(tuning.precision, device):
             losses = items(batch)
         method.backward(losses / sum(targets), batch)

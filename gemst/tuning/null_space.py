@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gemst.backbone import hidden
 from gemst.config import NullSpace
 from gemst.errors import GemstError
 from gemst.files import atomic_folder, read_json, require
@@ -69,8 +70,8 @@ def second_moments(model: nn.Module, modules: dict[str, nn.Module], batches: Ite
                 gathered.tokens += int(mask.sum())
                 seen.clear()
                 if model.config.is_encoder_decoder:  # type: ignore[union-attr]
-                    batch = {**batch, "decoder_input_ids": batch["input_ids"], "decoder_attention_mask": mask}
-                model.base_model(**batch)  # type: ignore[operator]
+                    batch = {**batch, "decoder_input_ids": batch["input_ids"]}
+                hidden(model, **batch)  # type: ignore[arg-type]
     finally:
         for handle in handles:
             handle.remove()

@@ -33,6 +33,7 @@ def steps(items, method, batch, count: int) -> list[float]:
         for _ in range(1 + method.needs_start):
             first = method.needs_start
             method.prepare(batch.targets, observe=True)
+            method.enter(batch)
             each = items(batch)
             method.backward(each / len(each), batch)
             if first:
@@ -69,3 +70,26 @@ def test_surgery_changes_what_is_applied_only_under_conflict(tmp_path: Path, tra
         steps(items, method, batch, 3)
         runs.append(items.items_out.detach().clone())
     torch.testing.assert_close(*runs)
+
+
+def test_the_loop_routes_every_batch_by_its_tasks(tmp_path: Path, train, prompter) -> None:
+    """Rec columns must hold the gradient of rec rows alone, and src columns that of src rows."""
+    from gemst.tuning.loop import _backward
+
+    items, method, batch = build(tmp_path, train, prompter, precision="fp32")
+    steps(items, method, batch, 1)
+    tuning = Config.model_validate({"tuning": {"precision": "fp32"}}).tuning
+    _backward(items, method, [batch], tuning, torch.device("cpu"), observe=False)
+    joint = {name: layer.coefficients.grad.clone() for name, layer in method.attached.layers.items()}
+    method.optimizer.zero_grad()
+    method.enter(batch)
+    each = items(batch)
+    rec = batch.targets[0]
+    assert 0 < rec < len(each)
+    (each[:rec].sum() / rec).backward()
+    for name, layer in method.attached.layers.items():
+        columns, others = layer.widths.columns("rec"), layer.widths.columns("src")
+        weight = method.attached.route.weights[0]
+        torch.testing.assert_close(layer.coefficients.grad[:, columns] / weight, joint[name][:, columns], atol=1e-6, rtol=1e-4)
+        assert joint[name][:, columns].any() and joint[name][:, others].any()
+        assert not layer.coefficients.grad[:, others].any()

@@ -201,3 +201,15 @@ def test_tensor_kinds_survive(tmp_path) -> None:
     step(model, attached, optimizer, rows, 0)
     kinds = {type(v) for state in optimizer.state_dict()["state"].values() for v in state.values()}
     assert kinds == {Tensor}
+
+
+def test_optimizer_state_is_as_large_as_the_documented_formula() -> None:
+    model, attached, optimizer, rows = build()
+    step(model, attached, optimizer, rows, 0)
+    states = optimizer.state_dict()["state"].values()
+    actual = sum(value.numel() * value.element_size() for state in states for value in state.values())
+    expected = 4 * (2 * rows.numel() + 1)
+    for layer in attached.layers.values():
+        (m, n), width = layer.matrix.shape, layer.widths.total
+        expected += 4 * (2 * m * width + n * width + 3)
+    assert actual == expected

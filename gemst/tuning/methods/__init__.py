@@ -31,6 +31,9 @@ class Method(Protocol):
     def prepare(self, targets: tuple[int, int], observe: bool) -> None:
         """Before a step's first forward pass; `targets` counts the step's rec and src labels."""
 
+    def enter(self, batch: Batch) -> None:
+        """Before a batch's forward pass."""
+
     def backward(self, losses: Tensor, batch: Batch) -> None:
         """Add one batch's gradients. `losses` (targets,), already divided by the step's number of targets."""
 

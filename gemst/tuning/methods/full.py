@@ -43,6 +43,9 @@ class FullMethod:
     def prepare(self, targets: tuple[int, int], observe: bool) -> None:
         """Nothing to do."""
 
+    def enter(self, batch: Batch) -> None:
+        """Nothing to do."""
+
     def backward(self, losses: Tensor, batch: Batch) -> None:
         losses.sum().backward()
 

@@ -52,6 +52,9 @@ class GemsMethod:
         route.observe = observe
         self.optimizer.prepare()
 
+    def enter(self, batch: Batch) -> None:
+        self.attached.route.boundary = batch.boundary
+
     def backward(self, losses: Tensor, batch: Batch) -> None:
         losses.sum().backward()
 

@@ -42,6 +42,9 @@ class LoraMethod:
     def prepare(self, targets: tuple[int, int], observe: bool) -> None:
         """Nothing to do."""
 
+    def enter(self, batch: Batch) -> None:
+        """Nothing to do."""
+
     def backward(self, losses: Tensor, batch: Batch) -> None:
         losses.sum().backward()
 

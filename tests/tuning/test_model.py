@@ -1,0 +1,98 @@
+"""Item rows beside a frozen backbone: both families, tied heads, several ID levels, both losses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gemst.backbone import add_item_tokens
+from gemst.config import Config, Prompts
+from gemst.prompts import Prompter
+from gemst.tuning.methods import Facts, make
+from gemst.tuning.model import ItemModel
+from gemst.tuning.single import SingleBatches
+from tests.tuning.conftest import ITEMS, llama, t5
+
+LEVELS = (4, 3)  # 12 items as 4 x 3 codes
+
+
+def two_level_prompter(tokenizer) -> Prompter:
+    rows = np.arange(ITEMS)
+    ids = np.stack([20 + rows // 3, 20 + 4 + rows % 3], axis=1).astype(np.int64)
+    return Prompter(tokenizer, ids, {f"i{n}": n for n in range(ITEMS)}, Prompts(), 20)
+
+
+@pytest.mark.parametrize(("build", "encoder_decoder"), [(llama, False), (t5, True)])
+def test_loss_is_the_log_probability_of_the_id_tokens_level_by_level(build, encoder_decoder, tokenizer, train) -> None:
+    prompter = two_level_prompter(tokenizer)
+    model = build(27)
+    items = ItemModel(model, 20, LEVELS, False)
+    batches = SingleBatches(train, prompter, batch_tokens=10_000, encoder_decoder=encoder_decoder, seed=0)
+    batch = batches.collate(np.argsort(batches.search, kind="stable"))
+    with torch.no_grad():
+        losses = items(batch).view(-1, 2)
+    for at, row in enumerate(np.argsort(batches.search, kind="stable")):
+        prompt, code = prompter.encode(batches.train[int(row)])[0], prompter.token_ids[batches.target[row]]
+        with torch.no_grad():
+            if encoder_decoder:
+                inputs = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": torch.tensor([[0, code[0]]])}
+                logits = model(**inputs).logits[0]
+            else:
+                logits = model(torch.tensor([[*prompt, code[0]]])).logits[0, -2:]
+        first = -logits[0, 20:24].log_softmax(-1)[code[0] - 20]
+        second = -logits[1, 24:27].log_softmax(-1)[code[1] - 24]
+        torch.testing.assert_close(losses[at], torch.stack([first, second]), atol=1e-4, rtol=1e-4)
+
+
+def test_vocabulary_loss_is_a_softmax_over_everything(tokenizer, train, prompter) -> None:
+    model = llama(20 + ITEMS)
+    batches = SingleBatches(train, prompter, batch_tokens=10_000, encoder_decoder=False, seed=0)
+    batch = batches.collate(np.arange(len(train)))
+    with torch.no_grad():
+        logits = model(batch.input_ids, attention_mask=batch.mask).logits.flatten(0, 1)[batch.at]
+        expected = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+        torch.testing.assert_close(ItemModel(model, 20, (ITEMS,), True)(batch), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("build", "encoder_decoder"), [(llama, False), (t5, True)])
+def test_tuned_and_folded_model_survives_export(build, encoder_decoder, tokenizer, train, prompter, tmp_path) -> None:
+    """Old rows keep their bits, new rows and Linears move, and the checkpoint on disk says what the tuned model said."""
+    from gemst.backbone import save
+
+    model = build()
+    old = model.get_input_embeddings().weight.detach().clone()
+    rows = torch.randn(ITEMS, 32, generator=torch.Generator().manual_seed(0))
+    first = add_item_tokens(model, tokenizer, [f"<item_{i}>" for i in range(ITEMS)], rows, rows * 0.1)
+    assert first == 20
+    config = Config.model_validate({"null_space": {"rule": "none"}, "tuning": {"rank": 8, "lr": 1e-2, "item_lr": 1e-2}})
+    items = ItemModel(model, first, (ITEMS,), False)
+    method = make(config, items, tmp_path)
+    batches = SingleBatches(train, prompter, batch_tokens=10_000, encoder_decoder=encoder_decoder, seed=0)
+    batch = batches.collate(np.argsort(batches.search, kind="stable"))
+    losses = []
+    for _ in range(12):
+        for _ in range(1 + method.needs_start):
+            starting = method.needs_start
+            method.enter(batch)
+            method.prepare(batch.targets, observe=False)
+            each = items(batch)
+            method.backward(each / len(each), batch)
+            if starting:
+                method.start()
+        method.step(Facts(batch.targets, (1.0, 1.0)))
+        losses.append(float(each.mean().detach()))
+    assert losses[-1] < losses[0] - 0.1
+    with torch.no_grad():
+        tuned = items(batch)
+    method.finish()
+    items.fold()
+    save(model, tokenizer, tmp_path / "model")
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    family = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+    plain = family.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(ItemModel(plain, first, (ITEMS,), False)(batch), tuned, atol=1e-5, rtol=1e-5)
+    assert torch.equal(plain.get_input_embeddings().weight[:20], old)
+    assert torch.equal(plain.get_output_embeddings().weight[:20], old)
