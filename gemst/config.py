@@ -60,6 +60,14 @@ class ItemIds(Section):
         "sentence", description="where item vectors come from: the sentence encoder, the backbone, or items.embedding"
     )
     encoder: str = Field("data/all-minilm-l6-v2", description="folder or hub name of the sentence encoder")
+    joint: Literal["fused", "shared-specific"] = Field(
+        "fused", description="strategy joint: every level from text and co-behaviour, or the last two from one of them each"
+    )
+    text_weight: Fraction = Field(0.5, description="strategy joint: weight of text against co-behaviour in an item's vector")
+    epochs: Positive = Field(200, description="strategy rq-vae: passes over the items")
+    extends: Path | None = Field(
+        None, description="folder of a published build: its IDs stay, new items are appended, missing ones are retired"
+    )
 
 
 class NullSpace(Section):
@@ -84,9 +92,9 @@ class Gates(Section):
 class Tuning(Section):
     """How the backbone is tuned."""
 
-    method: Literal["gems", "full", "lora", "galore", "apollo", "pcgrad", "upgrad"] = "gems"
+    method: Literal["gems", "full", "lora", "galore", "pcgrad", "upgrad"] = "gems"
     tasks: Literal["both", "search", "recommendation"] = Field("both", description="one task gives a single-task model")
-    fidelity: Literal["default", "paper", "released"] = "default"
+    adapter: Literal["lora", "dora"] = Field("lora", description="kind of adapter; method: lora only")
     modules: str = Field(
         r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|SelfAttention\.[qkvo]|EncDecAttention\.[qkvo]"
         r"|DenseReluDense\.(wi|wi_0|wi_1|wo)|c_attn|c_proj|c_fc)$",
@@ -116,7 +124,7 @@ class Tuning(Section):
     chain_items: Positive = Field(48, description="history items in one chain row")
     batch_tokens: Positive = Field(2048, description="tokens per batch, padding included")
     accumulate: Positive = Field(1, description="batches per optimizer step")
-    precision: Literal["auto", "fp32", "bf16-autocast", "bf16-kahan"] = Field(
+    precision: Literal["auto", "fp32", "bf16-autocast"] = Field(
         "auto", description="auto: bf16 compute over fp32 weights where the processor has it, else fp32"
     )
     checkpointing: bool = Field(False, description="recompute activations in the backward pass")

@@ -1,110 +1,165 @@
-"""Progress of long work and the closing summary of a stage."""
+"""What a stage tells the person who waits for it: progress while it runs, a summary when it ends.
+
+On a terminal, anything that takes longer than two seconds gets a bar. In a log (a file, DVC, a Prefect worker) it is
+one plain line every ten seconds instead.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from gemst import layout
+from gemst.files import write_json
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 T = TypeVar("T")
-_LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 
-
-class Progress:
-    """A bar on a terminal, a line every ten seconds in a log; silent for work under two seconds.
-
-    `total` may be changed while it runs.
-    """
-
-    def __init__(self, label: str, total: int | None = None, done: int = 0) -> None:
-        self.label, self.total, self.done, self.first = label, total, done, done
-        self._started = self._said = time.monotonic()
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
-        return self
-
-    def advance(self, note: str = "", steps: int = 1) -> None:
-        """Count `steps` more as done; `note` is shown beside them."""
-        self.done += steps
-        now = time.monotonic()
-        if self._bar is not None:
-            if not self._bar.live.is_started and now - self._started > 2:
-                self._bar.start()
-            self._bar.update(self._task, completed=self.done, total=self.total, note=note)
-        elif now - self._said > _LOG_EVERY:
-            self._said = now
-            print(self._line(now, note), file=sys.stderr, flush=True)
-
-    def _line(self, now: float, note: str) -> str:
-        share = f"{self.done}/{self.total}" if self.total else str(self.done)
-        line = f"{self.label}: {share}"
-        if self.total and self.done > self.first:
-            left = (now - self._started) / (self.done - self.first) * (self.total - self.done)
-            line += f", {left:.0f} s left"
-        return f"{line}, {note}" if note else line
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def track(work: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Iterate over `work` and show how far it is."""
-    if total is None and hasattr(work, "__len__"):
-        total = len(work)
-    with Progress(label, total) as progress:
-        for piece in work:
-            yield piece
-            progress.advance()
+BAR_AFTER = 2.0  # seconds before the first bar
+LINE_EVERY = 10.0  # seconds between lines in a log
 
 
 @dataclass
 class Summary:
-    """What a stage read, wrote and dropped, and what it cost."""
+    """What a stage read, wrote and dropped, how long it took (seconds) and the process's peak memory (MiB)."""
 
     stage: str
     read: dict[str, int | str] = field(default_factory=dict)
     written: dict[str, int | str] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    peak_mib: float = 0.0
+    peak_mib: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The summary as printed."""
+        """The summary as plain text lines, the first one with the stage, its time and its memory."""
+        lines = [f"{self.stage}: done in {duration(self.seconds)}, peak memory {self.peak_mib:,} MiB"]
+        for name in ("read", "written", "dropped"):
+            counts: dict[str, int | str] = getattr(self, name)
+            if counts:
+                shown = (
+                    f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in counts.items()
+                )
+                lines.append(f"  {name:<8} " + " · ".join(shown))
+        return lines + [f"  {'note':<8} {note}" for note in self.notes]
 
-        def listed(facts: dict[str, Any]) -> str:
-            return ", ".join(f"{value:,} {name}" if isinstance(value, int) else f"{name} {value}" for name, value in facts.items())
 
-        lines = [f"{self.stage}: {self.seconds:.1f} s, peak memory {self.peak_mib:,.0f} MiB"]
-        for label, facts in (("read", self.read), ("wrote", self.written), ("dropped", self.dropped)):
-            if facts:
-                lines.append(f"  {label} {listed(facts)}")
-        return lines + [f"  {note}" for note in self.notes]
+def summary_path(stage: str) -> Path:
+    """Where the latest summary of a stage is kept: outside every DVC output, since it holds seconds."""
+    return layout.ARTIFACTS / "summaries" / f"{stage}.json"
 
 
 @contextmanager
 def stage(name: str) -> Iterator[Summary]:
-    """Measure a stage; its summary is printed when it ends well."""
+    """Yield a Summary to fill in; on success measure it, print it and keep it (`summary_path`)."""
+    summary = Summary(name)
+    began = time.perf_counter()
+    yield summary
+    summary.seconds = round(time.perf_counter() - began, 2)
+    summary.peak_mib = peak_mib()
+    write_json(summary_path(name), asdict(summary))
+    print("\n".join(summary.lines()), flush=True)
+
+
+class Progress:
+    """Progress of a loop: `with Progress("tuning", total=800) as progress: progress.advance("loss 7.1")`.
+
+    `total` may be changed while it runs; None means unknown. Nothing is shown for work that ends within two seconds.
+    """
+
+    def __init__(self, label: str, total: int | None = None, done: int = 0) -> None:
+        self.label, self.total, self.done = label, total, done
+        self._bar: Bar | None = None
+        self._began = self._last = time.monotonic()
+        self._first = done
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, text: str = "", by: int = 1) -> None:
+        """Count `by` more units as done; `text` says how it goes."""
+        self.done += by
+        now = time.monotonic()
+        if sys.stderr.isatty():
+            if self._bar is None and now - self._began >= BAR_AFTER:
+                self._bar = _bar(self.label, self.total, self.done)
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], completed=self.done, total=self.total, text=text)
+        elif now - self._last >= LINE_EVERY:
+            self._last = now
+            print(self._line(now, text), file=sys.stderr, flush=True)
+
+    def _line(self, now: float, text: str) -> str:
+        parts = [f"{self.done:,}" if self.total is None else f"{self.done:,} of {self.total:,}"]
+        if self.total is not None and self.done > self._first:
+            left = (now - self._began) / (self.done - self._first) * max(self.total - self.done, 0)
+            parts.append(f"{duration(left)} left")
+        return f"{self.label}: " + ", ".join(parts + [text] * bool(text))
+
+
+def track(iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Yield from `iterable` and show the progress; its length is the total where none is given."""
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    with Progress(label, total) as progress:
+        for item in iterable:
+            yield item
+            progress.advance()
+
+
+def _bar(label: str, total: int | None, done: int) -> Bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    bar = Bar(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), TextColumn("{task.fields[text]}", style="dim"),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    bar.add_task(label, total=total, completed=done, text="")
+    bar.start()
+    return bar
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 0.4 s, 38 s, 4 min 12 s, 1 h 5 min.
+
+    >>> duration(0.42), duration(38.2), duration(252), duration(3900)
+    ('0.4 s', '38 s', '4 min 12 s', '1 h 5 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def peak_mib() -> int:
+    """Peak resident memory of this process in MiB.
+
+    Linux is asked for the high-water mark of this program alone: getrusage also counts the parent it was forked from.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) // 1024
     import resource
 
-    summary, started = Summary(name), time.perf_counter()
-    yield summary
-    summary.seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    summary.peak_mib = peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    print("\n".join(summary.lines()), flush=True)
+    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)

@@ -144,7 +144,9 @@ def evaluate(config: Config) -> Summary:
     from gemst import backbone
     from gemst.data import general_text, tables
     from gemst.evaluation import report
+    from gemst.evaluation.drift import drift
     from gemst.evaluation.run import evaluate as measure
+    from gemst.ranking import rank, score
 
     with stage("evaluate") as summary:
         require(layout.MODEL / "gemst.json", made_by="gemst tune")
@@ -153,15 +155,25 @@ def evaluate(config: Config) -> Summary:
         _, heldout = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
         _set_threads(config)
         tuned = backbone.load_tuned(layout.MODEL)
-        result = measure(config, tuned, items=items, heldout=heldout, **frames)
-        curves, diagnostics = layout.TUNING / "curves.parquet", layout.TUNING / "diagnostics.parquet"
+        before, tokenizer = backbone.load(config.backbone)
+        change = drift(before, tuned.model, tokenizer, heldout, config.evaluation.drift_tokens)
+        del before
+        result = measure(
+            config, items, frames["train"], frames["valid"], frames["test"],
+            lambda examples, k, seen: rank(tuned, examples, k, config.ranking, seen),
+            rerank=lambda examples, candidates: score(tuned, examples, candidates, config.ranking),
+            drift=change,
+        )  # fmt: skip
         with atomic_folder(layout.EVALUATION) as folder:
             write_json(folder / "metrics.json", result.metrics)
             result.per_query.write_parquet(folder / "per_query.parquet")
             (folder / "report.md").write_text(report.markdown(result.metrics), encoding="utf-8")
-            (folder / "report.html").write_text(
-                report.html(result, items=items, test=frames["test"], curves=curves, diagnostics=diagnostics), encoding="utf-8"
-            )
+            page = report.html(
+                result, items=items, test=frames["test"], curves=layout.TUNING / "curves.parquet",
+                diagnostics=layout.TUNING / "diagnostics.parquet",
+                facts={"method": config.tuning.method, "backbone": config.backbone.name, "item IDs": config.item_ids.strategy},
+            )  # fmt: skip
+            (folder / "report.html").write_text(page, encoding="utf-8")
         summary.read |= {name: len(frame) for name, frame in frames.items()}
         summary.written |= {"report": str(layout.EVALUATION / "report.html")}
         summary.notes.append(f"joint NDCG@10 {result.metrics['model']['joint']:.4f}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +10,9 @@ from numpy.typing import NDArray
 
 from gemst import backbone
 from gemst.errors import GemstError
+from gemst.progress import track
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -64,10 +62,10 @@ def drift(
     if len(stream) < 2:
         raise GemstError("the general text for the drift check is empty", "Look at null_space.corpus in params.yaml")
     options = _options(tokenizer, stream)
-    vocabulary = min(len(tokenizer), before.get_input_embeddings().num_embeddings)
+    vocabulary = min(len(tokenizer), _rows(before))
     sums = _Sums(np.zeros(2), np.zeros(2, np.int64))
     with torch.inference_mode():
-        for batch in _batches(stream, min(length, len(stream))):
+        for batch in track(_batches(stream, min(length, len(stream))), "general text"):
             states = [_states(model, torch.from_numpy(batch), tokenizer) for model in (before, after)]
             targets = torch.from_numpy(batch[:, -states[0].shape[1] :]).reshape(-1)
             for start in range(0, len(targets), _CHUNK):
@@ -101,7 +99,7 @@ def _add(
 
     before, after = models
     old = backbone.item_logits(before, states[0], 0, vocabulary).float().cpu()
-    whole = backbone.item_logits(after, states[1], 0, after.get_output_embeddings().weight.shape[0]).float().cpu()
+    whole = backbone.item_logits(after, states[1], 0, _rows(after)).float().cpu()
     left, right = torch.log_softmax(old, dim=1), torch.log_softmax(whole[:, :vocabulary], dim=1)
     at = targets[:, None]
     sums.nll += np.array([-float(part.gather(1, at).sum(dtype=torch.float64)) for part in (left, right)])
@@ -125,8 +123,13 @@ def _states(model: PreTrainedModel, batch: Tensor, tokenizer: PreTrainedTokenize
         return backbone.hidden(model, input_ids=batch[:, :-1])
     half = batch.shape[1] // 2
     start = torch.full_like(batch[:, :1], model.config.decoder_start_token_id)
-    decoder = torch.cat([start, batch[:, half:-1]], dim=1)
-    return backbone.hidden(model, input_ids=batch[:, :half], decoder_input_ids=decoder)
+    decoder_ids = torch.cat([start, batch[:, half:-1]], dim=1)
+    return backbone.hidden(model, input_ids=batch[:, :half], decoder_input_ids=decoder_ids)
+
+
+def _rows(model: PreTrainedModel) -> int:
+    """Rows of the output head."""
+    return int(model.get_output_embeddings().weight.shape[0])
 
 
 def _stream(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int) -> NDArray[np.int64]:
@@ -140,11 +143,10 @@ def _stream(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int) -
     return np.array(stream[:tokens], np.int64)
 
 
-def _batches(stream: NDArray[np.int64], length: int) -> Iterator[NDArray[np.int64]]:
+def _batches(stream: NDArray[np.int64], length: int) -> list[NDArray[np.int64]]:
     """Batches (sequences, length); a remainder shorter than `length` is left out."""
     rows = stream[: len(stream) // length * length].reshape(-1, length)
-    for start in range(0, len(rows), _BATCH):
-        yield rows[start : start + _BATCH]
+    return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
 
 
 def _options(tokenizer: PreTrainedTokenizerBase, stream: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:

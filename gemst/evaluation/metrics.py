@@ -86,7 +86,10 @@ def table_of_metrics(ranked: pl.DataFrame, relevant: pl.DataFrame, ks: Sequence[
 def relevant_items(examples: pl.DataFrame) -> pl.DataFrame:
     """The targets of `examples` as columns row (position in `examples`, UInt32), item_id."""
     return (
-        examples.select(item_id="targets").with_row_index("row").explode("item_id", empty_as_null=False).drop_nulls("item_id")
+        examples.select(item_id="targets")
+        .with_row_index("row")
+        .explode("item_id", empty_as_null=False)
+        .drop_nulls("item_id")
     )
 
 

@@ -40,7 +40,9 @@ def seen_items(examples: pl.DataFrame, past: Sequence[pl.DataFrame]) -> pl.DataF
     if met:
         parts.append(rows.select("row", "user_id").join(pl.concat(met).unique(), on="user_id").select("row", "item_id"))
     targets = rows.select("row", item_id="targets").explode("item_id", empty_as_null=False)
-    return pl.concat(parts).drop_nulls().unique().join(targets, on=["row", "item_id"], how="anti").sort("row", "item_id")
+    return (
+        pl.concat(parts).drop_nulls().unique().join(targets, on=["row", "item_id"], how="anti").sort("row", "item_id")
+    )
 
 
 def candidates(
@@ -65,7 +67,10 @@ def candidates(
         negatives = _hard(examples, seen, bm25)
     elif protocol == SHOWN:
         negatives = (
-            examples.select(item_id="negatives").with_row_index("row").explode("item_id", empty_as_null=False).drop_nulls()
+            examples.select(item_id="negatives")
+            .with_row_index("row")
+            .explode("item_id", empty_as_null=False)
+            .drop_nulls()
         )
     else:
         raise ValueError(f"no candidates for protocol {protocol!r}")
@@ -103,7 +108,9 @@ def _uniform(examples: pl.DataFrame, items: pl.DataFrame, seen: pl.DataFrame | N
         kept = np.isfinite(np.take_along_axis(keys, chosen, 1))
         rows = np.broadcast_to(np.arange(start, start + len(keys), dtype=np.uint32)[:, None], chosen.shape)
         parts.append(pl.DataFrame({"row": rows[kept], "column": chosen[kept].astype(np.uint32)}))
-    return pl.concat(parts).join(catalogue, on="column").select("row", "item_id") if parts else _targets(examples).clear()
+    return (
+        pl.concat(parts).join(catalogue, on="column").select("row", "item_id") if parts else _targets(examples).clear()
+    )
 
 
 def _hard(examples: pl.DataFrame, seen: pl.DataFrame | None, bm25: Reference) -> pl.DataFrame:

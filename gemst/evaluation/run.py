@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -12,6 +13,7 @@ import polars as pl
 from gemst.evaluation.metrics import METRICS, harmonic_mean, relevant_items, table_of_metrics
 from gemst.evaluation.protocols import BM25, FULL, candidates, seen_items
 from gemst.evaluation.references import all_references
+from gemst.evaluation.significance import intervals, paired_bootstrap
 from gemst.evaluation.slices import SLICES, slice_columns
 from gemst.prompts import TASKS
 
@@ -52,21 +54,27 @@ def evaluate(
     metrics as it is.
 
     `metrics` holds model, references (name -> task -> metric, and joint: the harmonic mean of both tasks' NDCG@10),
-    protocols (the same per sampled protocol), slices (slice -> label -> ranker -> task -> NDCG@10, queries), drift,
+    protocols (the same per sampled protocol), slices (slice -> label -> ranker -> task -> NDCG@10, queries), intervals
+    (ranker -> task -> 95 % interval of NDCG@10), paired (reference -> task -> the model's difference from it), drift,
     counts and seconds. `per_query` has ranker, protocol, row, user_id, task, timestamp, the slice labels and every
     metric. Equal inputs give equal metrics; seconds apart.
     """
     metrics_at = tuple(sorted({*config.evaluation.ks, 10}))  # the headline is at 10
     began = time.perf_counter()
-    seen = seen_items(test, [train, valid]) if config.evaluation.exclude_seen else None
+    past = seen_items(test, [train, valid])
+    seen = past if config.evaluation.exclude_seen else None
     relevant = relevant_items(test)
-    labels = test.select("user_id", "task", "timestamp").with_row_index("row").join(slice_columns(test, train), on="row")
+    labels = (
+        test.select("user_id", "task", "timestamp")
+        .with_row_index("row")
+        .join(slice_columns(test, train, past), on="row")
+    )
     rankings, model_seconds = _timed(lambda: rank(test, max(metrics_at), seen))
     seconds: dict[str, float] = {MODEL: model_seconds}
     references, seconds["references_fit"] = _timed(lambda: all_references(items, train, config))
     measured = [(MODEL, FULL, rankings, relevant)]
     for reference in references:
-        listed, seconds[reference.name] = _timed(lambda one=reference: one.rank(test, max(metrics_at), seen))
+        listed, seconds[reference.name] = _timed(partial(reference.rank, test, max(metrics_at), seen))
         measured.append((reference.name, FULL, listed, relevant))
     for protocol in config.evaluation.protocols:
         bm25 = next(reference for reference in references if reference.name == "bm25")
@@ -86,8 +94,12 @@ def evaluate(
     means = summary(per_query)
     metrics = {
         **_split(means[FULL]),
-        "protocols": {protocol: _split(means[protocol]) for protocol in config.evaluation.protocols if protocol in means},
+        "protocols": {
+            protocol: _split(means[protocol]) for protocol in config.evaluation.protocols if protocol in means
+        },
         "slices": _slices(per_query),
+        "intervals": _intervals(per_query, config),
+        "paired": _paired(per_query, config),
         "drift": drift or {},
         "counts": _counts(items, train, valid, test, labels),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
@@ -125,6 +137,28 @@ def _slices(per_query: pl.DataFrame) -> dict[str, Any]:
         for line in means.to_dicts():
             into = result.setdefault(name, {}).setdefault(line[name], {}).setdefault(line["ranker"], {})
             into[line["task"]] = {HEADLINE: line[HEADLINE], "queries": line["queries"]}
+    return result
+
+
+def _intervals(per_query: pl.DataFrame, config: Config) -> dict[str, Any]:
+    full = per_query.filter(pl.col("protocol") == FULL)
+    result: dict[str, Any] = {}
+    for line in intervals(full, HEADLINE, config.evaluation.bootstrap, config.seed).to_dicts():
+        result.setdefault(line["ranker"], {})[line["task"]] = [line["low"], line["high"]]
+    return result
+
+
+def _paired(per_query: pl.DataFrame, config: Config) -> dict[str, Any]:
+    """The model against each reference, reference -> task or joint -> difference, its interval, ratio, p."""
+    result: dict[str, Any] = {}
+    for name in per_query["ranker"].unique(maintain_order=True).to_list():
+        if name != MODEL:
+            lines = paired_bootstrap(
+                per_query, per_query, metrics=[HEADLINE], rankers=(name, MODEL),
+                resamples=config.evaluation.bootstrap, seed=config.seed,
+            )  # fmt: skip
+            wanted = ("difference", "difference_low", "difference_high", "ratio", "p")
+            result[name] = {line["task"]: {key: line[key] for key in wanted} for line in lines.to_dicts()}
     return result
 
 

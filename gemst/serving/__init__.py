@@ -1,0 +1,1 @@
+"""The tuned model as a service: what MLflow loads and serves."""

@@ -58,6 +58,7 @@ def run(
     from gemst.tuning.loop import precision
     from gemst.tuning.loop import train as train_loop
     from gemst.tuning.model import ItemModel
+    from gemst.tuning.norm import freeze_norms, thaw_norms
     from gemst.tuning.rows import popularity, start_rows
     from gemst.tuning.validation import Validation
 
@@ -78,6 +79,7 @@ def run(
         with torch.no_grad(), precision(config.tuning.precision, device):
             states = item_model.states(next(batches(0)).to(device))
         item_model.start_popular(popularity(ids, train), states)
+    norms = freeze_norms(model)
     method = methods.make(config, item_model, null_space)
     tuned = backbone.Tuned(model, tokenizer, ids, first, prompter)
     validation = Validation(config, item_model, tuned, train, valid, device)
@@ -94,6 +96,7 @@ def run(
     )
     leaks = _certificate(config, method)
     method.finish()
+    thaw_norms(model, norms)
     item_model.fold()
     _export(config, tuned, item_ids, model_folder, leaks)
     tuning_folder.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,10 @@ class Reference(ABC):
             inside = np.arange(first, last)[known[first:last]]
             values[inside] = self.scores(block)[at[inside] - start, column[inside]]
         scored = pairs.with_columns(score=pl.Series(values), column=pl.Series(column))
-        return ranked(scored.sort("row", "score", "column", descending=[False, True, False])).drop("column")
+        ordered = scored.sort("row", "score", "column", descending=[False, True, False])
+        return ordered.select(
+            "row", "item_id", rank=pl.int_range(1, pl.len() + 1, dtype=pl.UInt16).over("row"), score="score"
+        )
 
     def histories(self, examples: pl.DataFrame, decay: float = 1.0) -> sparse.csr_array:
         """History matrix (examples, items): the newest event weighs 1, the one before `decay`, and so on."""
@@ -118,7 +121,11 @@ def train_events(train: pl.DataFrame) -> pl.DataFrame:
 
     Returns user_id, item_id, task, query; task and query are null for the events known from histories alone.
     """
-    targets = train.select("user_id", "task", "query", item_id="targets").explode("item_id", empty_as_null=False).drop_nulls("item_id")
+    targets = (
+        train.select("user_id", "task", "query", item_id="targets")
+        .explode("item_id", empty_as_null=False)
+        .drop_nulls("item_id")
+    )
     heads = train.select("user_id", item_id="history").explode("item_id", empty_as_null=False).drop_nulls().unique()
     heads = heads.join(targets, on=["user_id", "item_id"], how="anti").sort("user_id", "item_id")
     return pl.concat([targets.select("user_id", "item_id", "task", "query"), heads], how="diagonal")
@@ -130,12 +137,6 @@ def candidate_pairs(candidates: pl.Series) -> pl.DataFrame:
     return frame.explode("item_id", empty_as_null=False).drop_nulls()
 
 
-def ranked(ordered: pl.DataFrame) -> pl.DataFrame:
-    """Number lines that are in order within their row: adds rank (UInt16, from 1) before `score`."""
-    numbered = ordered.with_columns(rank=pl.int_range(1, pl.len() + 1, dtype=pl.UInt16).over("row"))
-    return numbered.select("row", "item_id", "rank", "score", *set(ordered.columns) - {"row", "item_id", "score"})
-
-
 def top(scores: Floats, k: int) -> NDArray[np.int64]:
     """Columns (rows, min(k, columns)) of the k highest scores, best first, the lower column first among equals.
 
@@ -145,11 +146,11 @@ def top(scores: Floats, k: int) -> NDArray[np.int64]:
     k = min(k, scores.shape[1])
     if k == 0:
         return np.empty((len(scores), 0), np.int64)
-    best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-    worst = np.take_along_axis(scores, best, 1).min(axis=1)
-    tied = (scores >= worst[:, None]).sum(axis=1) > k  # argpartition took arbitrary ones among the equals
-    best[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
-    best.sort(axis=1)
+    worst = np.partition(scores, -k, axis=1)[:, -k, None]
+    above, equal = scores > worst, scores == worst
+    room = k - above.sum(axis=1, keepdims=True)  # the first of the equals fill it; a plain argpartition takes any
+    kept = above | (equal & (np.cumsum(equal, axis=1, dtype=np.int32) <= room))
+    best = kept.nonzero()[1].reshape(-1, k)
     order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
     chosen: NDArray[np.int64] = np.take_along_axis(best, order, 1)
     return chosen

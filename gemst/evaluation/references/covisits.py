@@ -9,7 +9,7 @@ from scipy import sparse
 from gemst.evaluation.references.base import BLOCK_CELLS, Floats, Reference
 
 _NEIGHBOURS = 200
-_DECAY = 0.9
+_DECAY = 0.7
 
 
 class CoVisits(Reference):

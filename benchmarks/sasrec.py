@@ -1,0 +1,162 @@
+"""The specialist to beat: SASRec, tuned, on the same split, exclusions and metrics as the model.
+
+SASRec is RecTools' (softmax loss), in an environment of its own under artifacts/benchmarks/sasrec/env, because RecTools
+pins older numpy and pandas. It learns from the train events of both tasks in order, long users cut into windows so that
+no event is lost, and ranks for every test example from the events before it. It sees no query. Every trial is kept, and
+a stopped run goes on where it was; the trial and epoch with the best validation NDCG@10 on recommendation are reported,
+with one test number for each task.
+
+    python benchmarks/sasrec.py                          # artifacts/examples of the current pipeline
+    python benchmarks/sasrec.py --examples FOLDER --name lastfm
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+import venv
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from gemst import layout
+from gemst.config import load
+from gemst.evaluation.metrics import relevant_items, table_of_metrics
+from gemst.evaluation.protocols import seen_items
+from gemst.files import atomic_folder, read_json, require, write_json
+from gemst.prompts import TASKS
+
+HOME = layout.ARTIFACTS / "benchmarks" / "sasrec"
+PACKAGES = ("rectools[torch]==0.19.0", "polars>=1.34", f"torch=={version('torch').split('+')[0]}")
+MARKS = (5, 10, 20, 30, 40)  # epochs after which a trial is measured
+GRID = {"dropout": (0.5, 0.2), "factors": (128, 64), "window": (50, 100), "blocks": (2,), "lr": (1e-3,), "seed": (7,)}
+K = 20
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument(
+        "--examples", type=Path, default=layout.EXAMPLES, help="folder of train, valid, test.parquet"
+    )
+    arguments.add_argument("--name", default="ml-100k", help="name of the data set in the results")
+    arguments.add_argument("--trials", type=int, help="first trials of the grid only")
+    given = arguments.parse_args()
+    splits = {
+        name: pl.read_parquet(require(given.examples / f"{name}.parquet", made_by="gemst split"))
+        for name in ("train", "valid", "test")
+    }
+    known = {"valid": [splits["train"]], "test": [splits["train"], splits["valid"]]}
+    exclude = load().evaluation.exclude_seen if Path("params.yaml").exists() else True
+    seen = {name: seen_items(splits[name], past) if exclude else None for name, past in known.items()}
+    content = hashlib.sha256(b"".join((given.examples / f"{name}.parquet").read_bytes() for name in splits)).hexdigest()
+    work = HOME / f"{given.name}-{content[:12]}"
+    python = environment()
+    grid = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+    trials = []
+    for number, trial in enumerate(grid[: given.trials], 1):
+        folder = work / "-".join(f"{name}={value}" for name, value in trial.items())
+        print(f"trial {number} of {len(grid[: given.trials])}: {trial}", flush=True)
+        windows = work / f"windows-{trial['window']}.parquet"
+        if not windows.exists():
+            work.mkdir(parents=True, exist_ok=True)
+            train_windows(splits["train"], trial["window"]).write_parquet(windows)
+            for name in seen:
+                sequences(splits[name], known[name], trial["window"]).write_parquet(
+                    work / f"{name}-{trial['window']}.parquet"
+                )
+        if not (folder / "trial.json").exists():
+            with atomic_folder(folder) as fresh:
+                most = max(0 if one is None else one.group_by("row").len()["len"].max() or 0 for one in seen.values())  # type: ignore[type-var, operator]
+                task = trial | {"marks": MARKS, "k": K + int(most), "inputs": str(work), "out": str(fresh)}
+                subprocess.run([python, Path(__file__).with_name("sasrec_worker.py"), json.dumps(task)], check=True)
+        seconds = read_json(folder / "trial.json")["seconds"]
+        for mark in MARKS:
+            valid = measure(pl.read_parquet(folder / f"valid-{mark}.parquet"), splits["valid"], seen["valid"])
+            trials.append(
+                {**trial, "epochs": mark, "seconds": seconds[str(mark)], "valid": valid, "folder": str(folder)}
+            )
+            print(f"  {mark} epochs: " + line(valid), flush=True)
+    best = max(trials, key=lambda one: one["valid"]["recommendation"]["ndcg@10"])
+    ranking = pl.read_parquet(Path(best.pop("folder")) / f"test-{best['epochs']}.parquet")
+    result = {
+        "data": given.name, "library": PACKAGES[0], "best": best,
+        "test": measure(ranking, splits["test"], seen["test"]),
+        "trials": [{name: value for name, value in one.items() if name != "folder"} for one in trials],
+    }  # fmt: skip
+    write_json(Path(__file__).parent / "results" / f"sasrec-{given.name}.json", result)
+    print(f"best: {best}\ntest: " + line(result["test"]))
+
+
+def environment() -> str:
+    """The interpreter of an environment with RecTools; made once."""
+    python = HOME / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    done = HOME / "env" / "installed.json"
+    if not done.exists():
+        venv.create(HOME / "env", with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
+        write_json(done, list(PACKAGES))
+    return str(python)
+
+
+def train_windows(train: pl.DataFrame, length: int) -> pl.DataFrame:
+    """Columns user (a number per window), item_id, at (place in time): each user's train events in stretches of
+    `length` + 1 events that overlap by one, so that every event but a user's first is a target once."""
+    events = train.select("user_id", item_id=pl.col("targets").list.first())
+    heads = (
+        train.group_by("user_id", maintain_order=True).first().select("user_id", item_id="history").explode("item_id")
+    )
+    whole = pl.concat([heads.drop_nulls(), events]).sort("user_id", maintain_order=True)
+    placed = whole.with_columns(at=pl.int_range(pl.len()).over("user_id"))
+    own = placed.with_columns(window=pl.col("at") // length)
+    shared = placed.filter((pl.col("at") % length == 0) & (pl.col("at") > 0))
+    return (
+        pl.concat([own, shared.with_columns(window=pl.col("at") // length - 1)])
+        .select("item_id", "at", user=pl.struct("user_id", "window").rank("dense"))
+        .sort("user", "at")
+    )
+
+
+def sequences(examples: pl.DataFrame, past: list[pl.DataFrame], length: int) -> pl.DataFrame:
+    """Columns user (row of `examples`), item_id, at: the last `length` events before each example.
+
+    The example's own history is cut to the model's window; older events come from the examples of `past`.
+    """
+    rows = examples.with_row_index("user")
+    history = rows.select("user", item_id="history").explode("item_id").drop_nulls()
+    older = (
+        rows.select("user", "user_id", now="timestamp")
+        .join(pl.concat(past).select("user_id", "timestamp", item_id=pl.col("targets").list.first()), on="user_id")
+        .filter(pl.col("timestamp") < pl.col("now"))
+        .sort("user", "timestamp", maintain_order=True)
+        .select("user", "item_id")
+        .join(history, on=["user", "item_id"], how="anti", maintain_order="left")
+    )
+    whole = (
+        pl.concat([older, history]).sort("user", maintain_order=True).group_by("user", maintain_order=True).tail(length)
+    )
+    return whole.with_columns(at=pl.int_range(pl.len()).over("user"))
+
+
+def measure(ranking: pl.DataFrame, examples: pl.DataFrame, seen: pl.DataFrame | None) -> dict[str, Any]:
+    """Mean metrics per task of a ranking (row, item_id, rank) once the seen items are taken out."""
+    ranking = ranking.cast({"row": pl.UInt32})
+    kept = ranking if seen is None else ranking.join(seen, on=["row", "item_id"], how="anti")
+    ranked = kept.sort("row", "rank").with_columns(rank=pl.int_range(1, pl.len() + 1).over("row"))
+    table = table_of_metrics(ranked, relevant_items(examples), (10, K)).join(
+        examples.select("task").with_row_index("row"), on="row"
+    )
+    return {task: table.filter(pl.col("task") == task).drop("row", "task").mean().row(0, named=True) for task in TASKS}
+
+
+def line(metrics: dict[str, Any]) -> str:
+    return ", ".join(f"{task} NDCG@10 {values['ndcg@10']:.4f}" for task, values in metrics.items())
+
+
+if __name__ == "__main__":
+    main()

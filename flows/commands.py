@@ -1,0 +1,71 @@
+"""Run a command of this project as a child process, its output streamed line by line."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+# What DVC repeats after every stage; in the log of a flow it hides the rest.
+_HINT = re.compile(
+    r"To track the changes with git|\s+git add |To enable auto staging|\s+dvc config |Use `dvc push`|Updating lock"
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its exit status and what it printed."""
+
+    status: int
+    lines: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """The line that says why it failed: gemst's own, else the last one."""
+        own = [line.removeprefix("gemst: ") for line in self.lines if line.startswith("gemst: ")]
+        return (own or [line for line in self.lines if line.strip()] or [f"exit status {self.status}"])[-1]
+
+
+def run(module: str, *arguments: str, say: Callable[[str], None]) -> Outcome:
+    """Run `python -m module arguments` with this interpreter; `say` hears every line as it is printed.
+
+    The child finds the commands installed beside this interpreter first, whichever shell or worker started us.
+    """
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "1",
+    }
+    command = [sys.executable, "-m", module, *arguments]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+    )
+    lines: list[str] = []
+    with _ended(child):
+        assert child.stdout is not None
+        for line in child.stdout:
+            lines.append(line.rstrip())
+            if lines[-1] and not _HINT.match(lines[-1]):
+                say(lines[-1])
+        child.wait()
+    return Outcome(child.returncode, tuple(lines))
+
+
+@contextmanager
+def _ended(child: subprocess.Popen[str]) -> Iterator[None]:
+    """Leave no child behind, whatever interrupts us."""
+    try:
+        yield
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()

@@ -1,0 +1,84 @@
+"""Reading text files of unknown upbringing: every fault names the file and the line, none passes silently."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import polars as pl
+
+from gemst.errors import GemstError
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a plain or gzip file. Raises GemstError when absent, empty or a truncated archive."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise GemstError(f"{path} does not exist", "Check data.path and data.source") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise GemstError(f"{path} is a damaged or truncated gzip file ({error})", "Download it again") from None
+    if not content.strip():
+        raise GemstError(f"{path} is empty", "Download or export it again")
+    return content
+
+
+def utf8(content: bytes, path: Path) -> bytes:
+    """`content` without a byte-order mark; raises GemstError naming the first line that is not UTF-8."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        fix = f"Convert it: iconv -f latin1 -t utf-8 {path.name}"
+        raise GemstError(f"{path}, line {line}, is not UTF-8", fix) from None
+    return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def read_separated(path: Path, separator: str, *, quoted: bool = False, latin1: bool = False) -> pl.DataFrame:
+    """A file with a header line as strings; an empty field is null. `latin1` accepts files that are not UTF-8.
+
+    Raises GemstError when a row has more fields than the header.
+    """
+    content = read_bytes(path)
+    if latin1:
+        try:
+            content = utf8(content, path)
+        except GemstError:
+            content = content.decode("latin-1").encode()
+    else:
+        content = utf8(content, path)
+    try:
+        return pl.read_csv(content, separator=separator, infer_schema=False, quote_char='"' if quoted else None)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        cause = f"{path} has rows that do not fit its header ({reason})"
+        raise GemstError(cause, "Check its separator and line ends") from None
+
+
+def read_json_lines(path: Path, schema: dict[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
+    """The named fields of a file with one JSON object a line; absent fields are null.
+
+    Raises GemstError naming the file when a line is not JSON or a field has another type.
+    """
+    content = utf8(read_bytes(path), path)
+    try:
+        return pl.read_ndjson(content, schema=schema)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        cause = f"{path} is not one JSON object a line as expected ({reason})"
+        raise GemstError(cause, "Download or export it again") from None
+
+
+def numeric_time(values: pl.Expr) -> pl.Expr:
+    """Epoch numbers as strings, in seconds, milliseconds or microseconds, to Datetime("ms", "UTC").
+
+    The unit is told by the size: seconds up to 1e11 (the year 5138), milliseconds up to 1e14, microseconds beyond. What
+    is not a number becomes null and is quarantined by `validate`.
+    """
+    # Integers first: a float holds microseconds, but not every digit string as written.
+    whole, fraction = values.cast(pl.Int64, strict=False), values.cast(pl.Float64, strict=False)
+    number = pl.coalesce(whole, fraction.cast(pl.Int64, strict=False))
+    size = number.abs()
+    ms = pl.when(size < 10**11).then(number * 1000).when(size < 10**14).then(number).otherwise(number // 1000)
+    return ms.cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")

@@ -1,0 +1,96 @@
+"""Item IDs as the rest of the house sees them: one frozen table, and the tokens it stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from gemst.errors import GemstError
+from gemst.files import read_json, require, sha256
+from gemst.item_ids import trie
+from gemst.item_ids.trie import Trie
+
+ATOMIC = "atomic"
+
+
+@dataclass(frozen=True)
+class ItemIds:
+    """The identifiers of a catalogue, retired items included.
+
+    `codes` (items, levels) int32 are local to their level: level l holds codes below level_sizes[l].
+    `generation` (items,) int32 says which build published an ID; `active` (items,) bool is False for retired items:
+    they keep their ID and may stand in histories, but are never returned.
+    """
+
+    item_id: list[str]
+    codes: NDArray[np.int32]
+    level_sizes: tuple[int, ...]
+    strategy: str
+    generation: NDArray[np.int32]
+    active: NDArray[np.bool_]
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Row of each item_id."""
+        return {item: row for row, item in enumerate(self.item_id)}
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """Vocabulary tokens in order of their ids: all codes of level 0, then level 1, and so on."""
+        if self.strategy == ATOMIC:
+            return [f"<item_{code}>" for code in range(self.level_sizes[0])]
+        return [f"<id_{level}_{code}>" for level, size in enumerate(self.level_sizes) for code in range(size)]
+
+    @property
+    def level_starts(self) -> list[int]:
+        """Position of each level's first token in `tokens`; the last entry is their number."""
+        return [sum(self.level_sizes[:level]) for level in range(len(self.level_sizes) + 1)]
+
+    def token_ids(self, first: int) -> NDArray[np.int64]:
+        """Vocabulary ids (items, levels) when the first of `tokens` has the id `first`."""
+        return self.codes.astype(np.int64) + np.asarray(self.level_starts[:-1]) + first
+
+    @cached_property
+    def trie(self) -> Trie:
+        """The trie over the active items."""
+        rows = np.flatnonzero(self.active).astype(np.int32)
+        return trie.build(self.codes[rows], rows)
+
+
+def table(ids: ItemIds) -> pl.DataFrame:
+    """What ids.parquet holds: item_id, codes list[i32], generation i32, active bool. It maps in both directions."""
+    return pl.DataFrame(
+        {
+            "item_id": ids.item_id,
+            "codes": pl.Series(ids.codes).cast(pl.List(pl.Int32)),
+            "generation": ids.generation,
+            "active": ids.active,
+        },
+        schema_overrides={"item_id": pl.String},
+    )
+
+
+def load(folder: Path) -> ItemIds:
+    """Read a build's folder. Raises GemstError when it is incomplete or does not fit its manifest."""
+    manifest = read_json(require(folder / "manifest.json", made_by="gemst tokenize"))
+    path = require(folder / "ids.parquet", made_by="gemst tokenize")
+    if sha256(path) != manifest["sha256"]:
+        raise GemstError(f"{path} is not the table its manifest.json was written for", "Run `gemst tokenize` again")
+    frame = pl.read_parquet(path)
+    codes = frame["codes"].explode(empty_as_null=True).to_numpy().reshape(len(frame), -1)
+    ids = ItemIds(
+        item_id=frame["item_id"].to_list(),
+        codes=np.ascontiguousarray(codes, np.int32),
+        level_sizes=tuple(manifest["level_sizes"]),
+        strategy=manifest["strategy"],
+        generation=frame["generation"].to_numpy(),
+        active=frame["active"].to_numpy(),
+    )
+    saved = require(folder / "trie.safetensors", made_by="gemst tokenize")
+    ids.__dict__["trie"] = Trie.load(saved)  # fills the cached property: no need to build it again
+    return ids

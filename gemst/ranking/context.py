@@ -1,0 +1,139 @@
+"""Prompts encoded once, with branches of ID tokens hung on them: the same two calls for both model families.
+
+All branches of a prompt share one row. A branch token sees the prompt and its own ancestors through a mask, so the
+prompt's keys and values are neither copied per beam nor reordered between steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gemst.backbone import is_encoder_decoder
+from gemst.errors import GemstError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Context(ABC):
+    """A batch of encoded prompts. `states` (batch, d) predict the first code."""
+
+    states: Tensor
+
+    @abstractmethod
+    def extend(self, tokens: Tensor, level: Tensor, ancestors: Tensor) -> Tensor:
+        """Hang ID tokens on the prompts and return their states (batch, new, d).
+
+        `tokens` (batch, new) int64 vocabulary ids; `level` (batch, new) int64, 0 for a first code; `ancestors` (batch,
+        new, old + new) bool: which branch tokens, in the order they were hung, each new one sees, itself included.
+        """
+
+
+def encode(model: PreTrainedModel, prompts: list[list[int]], branches: bool) -> Context:
+    """Encode `prompts` (token ids). Without `branches` nothing is kept for `extend`."""
+    return (_EncoderDecoder if is_encoder_decoder(model) else _DecoderOnly)(model, prompts, branches)
+
+
+class _DecoderOnly(Context):
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], branches: bool) -> None:
+        self.model = model
+        ids, self.mask = _padded(prompts, model.device)
+        self.lengths = self.mask.sum(1)
+        output = model.base_model(input_ids=ids, attention_mask=self.mask, use_cache=branches)
+        self.states = output.last_hidden_state[torch.arange(len(prompts), device=ids.device), self.lengths - 1]
+        self.cache = output.past_key_values
+
+    def extend(self, tokens: Tensor, level: Tensor, ancestors: Tensor) -> Tensor:
+        prompt = self.mask.bool()[:, None].expand(-1, tokens.shape[1], -1)
+        output = self.model.base_model(
+            input_ids=tokens,
+            attention_mask=_additive(torch.cat([prompt, ancestors], 2), self.states.dtype),
+            position_ids=self.lengths[:, None] + level,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+
+class _EncoderDecoder(Context):
+    """The T5 family. Its decoder derives relative positions from indices within the row, which branches do not follow:
+    their bias is computed from the depth of each token instead."""
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], branches: bool) -> None:
+        self.model = model
+        self.decoder: Any = model.get_decoder()
+        self.biased = [
+            module
+            for name, module in self.decoder.named_modules()
+            if name.endswith("SelfAttention") and module.has_relative_attention_bias
+        ]
+        if branches and not self.biased:
+            raise GemstError(
+                f"semantic item IDs cannot be decoded with {type(model).__name__}",
+                "Use a T5 or decoder-only backbone, or atomic IDs",
+            )
+        ids, self.mask = _padded(prompts, model.device)
+        self.encoded = model.get_encoder()(input_ids=ids, attention_mask=self.mask).last_hidden_state
+        start = model.config.decoder_start_token_id
+        starts = torch.full((len(prompts), 1), 0 if start is None else start, device=ids.device)
+        output = self.decoder(
+            input_ids=starts, encoder_hidden_states=self.encoded, encoder_attention_mask=self.mask, use_cache=branches
+        )
+        self.states = output.last_hidden_state[:, 0]
+        self.cache = output.past_key_values
+        self.depth = torch.zeros_like(starts)
+
+    def extend(self, tokens: Tensor, level: Tensor, ancestors: Tensor) -> Tensor:
+        self.depth = torch.cat([self.depth, level + 1], 1)
+        start = torch.ones_like(ancestors[..., :1])
+        with self._positions(self.depth[:, None] - (level + 1)[..., None]):
+            output = self.decoder(
+                input_ids=tokens,
+                attention_mask=_additive(torch.cat([start, ancestors], 2), self.states.dtype),
+                encoder_hidden_states=self.encoded,
+                encoder_attention_mask=self.mask,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    @contextmanager
+    def _positions(self, relative: Tensor) -> Iterator[None]:
+        """Within, the decoder's position bias is that of `relative` (batch, new, all): key depth minus query depth."""
+        for attention in self.biased:
+            buckets = attention._relative_position_bucket(
+                relative,
+                bidirectional=False,
+                num_buckets=attention.relative_attention_num_buckets,
+                max_distance=attention.relative_attention_max_distance,
+            )
+            bias = attention.relative_attention_bias(buckets).permute(0, 3, 1, 2)
+            attention.compute_bias = lambda *_, bias=bias, **__: bias
+        try:
+            yield
+        finally:
+            for attention in self.biased:
+                del attention.compute_bias  # the class's own again
+
+
+def _padded(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask (batch, longest) int64, padded on the right."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    ids[mask] = torch.tensor([token for prompt in prompts for token in prompt])
+    return ids.to(device), mask.long().to(device)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(batch, 1, new, all): 0 where a token may look, the lowest number elsewhere. Every attention takes this form."""
+    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return zeros.masked_fill_(~mask, torch.finfo(dtype).min)[:, None]

@@ -1,0 +1,294 @@
+"""MLflow: every run with its parameters, curves and results, every model version with its run.
+
+The tuning stage logs live (`live`). Registering (`register`) is not a DVC stage, for DVC may restore outputs without
+running anything; it finds the run that made the model, or makes one from the artefacts. In MLflow's metric names "@"
+reads "_at_": test/search/ndcg_at_10.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemst import layout
+from gemst.errors import GemstError
+from gemst.files import read_json, require
+from gemst.provenance import code_tags, dvc_hashes, fingerprint
+from gemst.registry.store import (
+    as_metrics,
+    connect,
+    explained,
+    flatten,
+    is_local,
+    log_metrics,
+    metric_name,
+    no_model,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+    from mlflow.entities.model_registry import ModelVersion
+
+    from gemst.config import Config
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+FINGERPRINT, JOINT, CURVES = "gemst.fingerprint", "gemst.joint", "gemst.curves"
+
+_FLUSH_EVERY = 2.0  # seconds between writes of live metrics
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A model version: its number, its run, whether it is the champion, and its joint score."""
+
+    version: int
+    run_id: str
+    champion: bool
+    joint: float
+
+
+class LiveRun:
+    """A run that is going on. `log` never fails: what cannot be written now is written later, at last by register."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.run_id = run_id
+        self._client = client
+        self._waiting: list[Metric] = []
+        self._written = time.monotonic()
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        """Add a step's scalars; names may hold "@"."""
+        self._waiting += as_metrics(scalars, step)
+        if time.monotonic() - self._written >= _FLUSH_EVERY:
+            with contextlib.suppress(GemstError):
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what waits. Raises GemstError when the database does not take it."""
+        self._written = time.monotonic()
+        with explained():
+            log_metrics(self._client, self.run_id, self._waiting)
+        self._waiting.clear()
+
+
+@contextlib.contextmanager
+def live(config: Config) -> Iterator[LiveRun]:
+    """A new run with the flat parameters; it ends as FINISHED, KILLED (Ctrl-C) or FAILED.
+
+    Raises GemstError before anything is computed when the database cannot be used.
+    """
+    with explained():
+        client = connect()
+        run = LiveRun(client, _start_run(client, config))
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        with contextlib.suppress(GemstError), explained():
+            run.flush()
+            client.set_tag(run.run_id, CURVES, "complete")
+            client.set_terminated(run.run_id, status)
+
+
+def register(config: Config) -> Registered:
+    """Log results and artefacts to the model's run, make a model version of it, and move the champion if it is better.
+
+    Reads the artefacts of layout.py. Registering the same artefacts again changes nothing and returns their version.
+    Raises GemstError when an artefact is missing or the database cannot be used.
+    """
+    results = require(layout.EVALUATION / "metrics.json", made_by="gemst evaluate")
+    require(layout.MODEL / "gemst.json", made_by="gemst tune")
+    metrics = read_json(results)
+    joint = float(metrics["model"]["joint"])
+    mark = fingerprint()
+    with explained():
+        client = connect()
+        name = config.registry.model_name
+        for version in client.search_model_versions(f"name = '{name}'"):
+            if version.run_id and version.tags.get(FINGERPRINT) == mark:
+                champion = _alias(client, name, CHAMPION)
+                is_champion = champion is not None and int(champion.version) == int(version.version)
+                return Registered(int(version.version), version.run_id, is_champion, float(version.tags[JOINT]))
+        run_id = _run_of_model(client, config, mark)
+        _log_results(client, run_id, metrics)
+        version = _new_version(client, config, run_id, {FINGERPRINT: mark, JOINT: repr(joint)})
+        return Registered(int(version.version), run_id, _crown(client, name, version, joint), joint)
+
+
+def champion(config: Config) -> Path:
+    """The folder of the champion's model, as `gemst tune` wrote it. Raises GemstError when there is none."""
+    with explained():
+        client = connect(create=False)
+        name = config.registry.model_name
+        if _alias(client, name, CHAMPION) is None:
+            raise no_model(name)
+        import mlflow
+
+        return Path(mlflow.artifacts.download_artifacts(f"models:/{name}@{CHAMPION}")) / "artifacts" / "model"
+
+
+def per_query(config: Config, run: str) -> Path:
+    """per_query.parquet of a run id, a version number, an alias of the model, or an evaluation folder."""
+    folder = Path(run)
+    if folder.is_dir():
+        return require(folder / "per_query.parquet", made_by="gemst evaluate")
+    with explained():
+        client = connect(create=False)
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        name = config.registry.model_name
+        try:
+            version = client.get_model_version(name, run) if run.isdigit() else _alias(client, name, run)
+            run_id = run if version is None else version.run_id
+            return Path(
+                mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="evaluation/per_query.parquet")
+            )
+        except (MlflowException, OSError):
+            raise GemstError(
+                f"{run!r} names no evaluated run",
+                "Give a run id, a model version, `champion` or a folder; `make ui` lists the runs",
+            ) from None
+
+
+def _start_run(client: MlflowClient, config: Config) -> str:
+    """A new run in the project's experiment, with parameters and the code's version."""
+    from mlflow.entities import Param
+
+    experiment = client.get_experiment_by_name(config.registry.experiment)
+    if experiment is None:
+        # Said once and for all: MLflow's UI would otherwise put the artefacts where it was started.
+        location = (layout.MLRUNS / "artifacts").resolve().as_uri() if is_local() else None
+        identity = client.create_experiment(config.registry.experiment, artifact_location=location)
+    elif experiment.lifecycle_stage == "deleted":
+        raise GemstError(
+            f"the experiment {experiment.name!r} is deleted in MLflow",
+            f"Run `mlflow experiments restore -x {experiment.experiment_id}`, or use another registry.experiment",
+        )
+    else:
+        identity = experiment.experiment_id
+    name = config.registry.run_name or f"{config.tuning.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = client.create_run(identity, run_name=name, tags=code_tags())
+    params = [Param(key, str(value)) for key, value in config.flat().items()]
+    for first in range(0, len(params), 100):
+        client.log_batch(run.info.run_id, params=params[first : first + 100])
+    run_id: str = run.info.run_id
+    return run_id
+
+
+def _run_of_model(client: MlflowClient, config: Config, mark: str) -> str:
+    """The run that tuned the model, or one made from the artefacts where MLflow does not know it."""
+    from mlflow.exceptions import MlflowException
+
+    made_by = layout.TUNING / "run.json"
+    run_id = read_json(made_by).get("run_id") if made_by.exists() else None
+    run = None
+    if run_id:
+        with contextlib.suppress(MlflowException):
+            run = client.get_run(run_id)
+    if run is None or run.info.lifecycle_stage == "deleted" or run.data.tags.get(FINGERPRINT, mark) != mark:
+        run = client.get_run(_start_run(client, config))
+    run_id = run.info.run_id
+    if run.data.tags.get(CURVES) != "complete":
+        _log_curves(client, run_id)
+        client.set_tag(run_id, CURVES, "complete")
+        client.set_terminated(run_id, "FINISHED")
+    client.set_tag(run_id, FINGERPRINT, mark)
+    return str(run_id)
+
+
+def _log_curves(client: MlflowClient, run_id: str) -> None:
+    import polars as pl
+    from mlflow.entities import Metric
+
+    path = layout.TUNING / "curves.parquet"
+    if path.exists():
+        now = int(time.time() * 1000)
+        curves = pl.read_parquet(path).filter(pl.col("value").is_finite())
+        points = [Metric(metric_name(name), value, now, step) for step, name, value in curves.rows()]
+        log_metrics(client, run_id, points)
+
+
+def _log_results(client: MlflowClient, run_id: str, metrics: dict[str, Any]) -> None:
+    """Test metrics, what each stage cost, DVC's hashes, and the files a person wants to look at."""
+    numbers = flatten(metrics)
+    for path in sorted((layout.ARTIFACTS / "summaries").glob("*.json")):
+        summary = read_json(path)
+        numbers[f"stage/{summary['stage']}/seconds"] = summary["seconds"]
+        numbers[f"stage/{summary['stage']}/peak_mib"] = summary["peak_mib"]
+    log_metrics(client, run_id, as_metrics(numbers, step=0))
+    for key, value in dvc_hashes().items():
+        client.set_tag(run_id, key, value)
+    client.log_artifacts(run_id, str(layout.EVALUATION), "evaluation")
+    for folder in (layout.VALIDATION, layout.NULL_SPACE, layout.ITEM_IDS, layout.TUNING):
+        for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
+            if path.suffix not in (".safetensors", ".pt") and path.is_file():
+                inside = path.parent.relative_to(layout.ARTIFACTS)
+                client.log_artifact(run_id, str(path), inside.as_posix())
+    for name in ("dvc.lock", "params.yaml"):
+        if Path(name).exists():
+            client.log_artifact(run_id, name)
+
+
+def _new_version(client: MlflowClient, config: Config, run_id: str, tags: dict[str, str]) -> ModelVersion:
+    """Log the model as code plus safetensors, and register it."""
+    import mlflow
+
+    import gemst
+    from gemst import serving
+    from gemst.progress import Progress
+
+    items = require(layout.VALIDATED / "items.parquet", made_by="gemst validate")
+    name = config.registry.model_name
+    with Progress("logging the model") as progress, mlflow.start_run(run_id=run_id), _quiet():
+        progress.advance(by=0)
+        logged = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(Path(serving.__file__).with_name("model.py")),
+            artifacts={"model": str(layout.MODEL), "items": str(items)},
+            model_config={"ranking": config.ranking.model_dump(), "exclude_seen": config.evaluation.exclude_seen},
+            pip_requirements=[f"gemst=={gemst.__version__}"],
+        )
+    with contextlib.suppress(mlflow.exceptions.MlflowException):  # it is there already
+        client.create_registered_model(name, description="Search and recommendation with one generative model")
+    return client.create_model_version(
+        name, source=logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id, await_creation_for=60
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep MLflow's remarks about input examples and type hints out of the log."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _crown(client: MlflowClient, name: str, version: ModelVersion, joint: float) -> bool:
+    """Give the version its alias: champion if its joint score is higher than the champion's, else challenger."""
+    champion = _alias(client, name, CHAMPION)
+    better = champion is None or joint > float(champion.tags.get(JOINT, "-inf"))
+    client.set_registered_model_alias(name, CHAMPION if better else CHALLENGER, version.version)
+    return better
+
+
+def _alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise

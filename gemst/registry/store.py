@@ -1,0 +1,127 @@
+"""The MLflow store: reach it, write to it, and say in one line why that failed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from gemst import layout
+from gemst.errors import GemstError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+DATABASE = layout.MLRUNS / "mlflow.db"
+
+_LOCK_PATIENCE = 5.0  # seconds to wait for a database another program has locked
+
+
+def metric_name(name: str) -> str:
+    """The name under which MLflow takes a metric.
+
+    >>> metric_name("test/search/ndcg@10")
+    'test/search/ndcg_at_10'
+    """
+    return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"))
+
+
+def flatten(metrics: dict[str, Any]) -> dict[str, float]:
+    """metrics.json as {"test/search/ndcg@10": 0.18, "references/bm25/search/ndcg@10": ..., ...}: its numbers alone."""
+    flat: dict[str, float] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}/{key}" if prefix else ("test" if key == "model" else str(key)), inner)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[prefix] = float(value)
+
+    walk("", metrics)
+    return flat
+
+
+def connect(create: bool = True) -> MlflowClient:
+    """A client on the project's database, or on MLFLOW_TRACKING_URI where a team has a server."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    local = f"sqlite:///{DATABASE.resolve()}"  # absolute: MLflow keeps one connection per address in a process
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or local
+    if uri == local:
+        if not create and not DATABASE.exists():
+            raise no_model("a model")
+        _check_unlocked()
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    return mlflow.MlflowClient()
+
+
+def _check_unlocked() -> None:
+    """Fail at once, with a reason, where MLflow would retry for minutes."""
+    DATABASE.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(DATABASE, timeout=_LOCK_PATIENCE)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.rollback()
+    except sqlite3.OperationalError:
+        raise GemstError(
+            f"{DATABASE} is locked by another program",
+            "Close what holds it (an open sqlite shell, another run), then try again",
+        ) from None
+    except sqlite3.DatabaseError:
+        raise GemstError(f"{DATABASE} is not a database MLflow can read", "Move it away; a new one is made") from None
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """What MLflow and its database raise, as a GemstError of one line."""
+    try:
+        yield
+    except GemstError:
+        raise
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3"):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise GemstError(
+            f"MLflow cannot be used ({reason})",
+            f"Check {os.environ.get('MLFLOW_TRACKING_URI') or DATABASE}, then try again",
+        ) from None
+
+
+def no_model(name: str) -> GemstError:
+    return GemstError(
+        f"{name} has no champion in the registry yet", "Run `make demo`, or `gemst register` after `gemst evaluate`"
+    )
+
+
+def is_local() -> bool:
+    import mlflow
+
+    return bool(mlflow.get_tracking_uri().startswith("sqlite"))
+
+
+def as_metrics(scalars: dict[str, float], step: int) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [
+        Metric(metric_name(name), float(value), now, step) for name, value in scalars.items() if math.isfinite(value)
+    ]
+
+
+def log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
+    for first in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[first : first + 1000])

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import datetime as dt
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from gemst.config import Data
+from gemst.data import examples
+from gemst.data.tables import EXAMPLES
+from gemst.errors import GemstError
+from tests.data.conftest import START, events_table, items_table, logs
+
+configs = st.builds(
+    Data,
+    history=st.sampled_from(["both", "own"]),
+    split=st.sampled_from(["leave-last-out", "global-time"]),
+    core=st.integers(0, 3),
+    min_history=st.integers(0, 3),
+    max_history=st.integers(1, 5),
+    negatives=st.sampled_from(["none", "uniform", "bm25", "shown"]),
+    num_negatives=st.integers(1, 6),
+)
+
+
+def build(log: tuple[pl.DataFrame, pl.DataFrame], config: Data) -> examples.Splits | None:
+    try:
+        return examples.build(*log, config, seed=3)
+    except GemstError:  # nothing left to train on
+        return None
+
+
+def minutes(example: dict) -> int:
+    return int((example["timestamp"] - START).total_seconds() // 60)
+
+
+@given(logs(), configs)
+@settings(max_examples=150, deadline=None)
+def test_histories_hold_only_the_users_earlier_events(log, config):
+    splits = build(log, config)
+    if splits is None:
+        return
+    for name in ("train", "valid", "test"):
+        for example in getattr(splits, name).to_dicts():
+            earlier = log[1].filter(pl.col("user_id") == example["user_id"], pl.col("timestamp") < example["timestamp"])
+            if config.history == "own":
+                earlier = earlier.filter(pl.col("task") == example["task"])
+            pool = earlier["item_id"].to_list()
+            for item in example["history"]:
+                pool.remove(item)  # each history entry is another earlier event
+            assert len(example["history"]) <= config.max_history
+            if name != "train":
+                assert len(example["history"]) >= min(config.min_history, config.max_history)
+
+
+@given(logs(), configs)
+@settings(max_examples=100, deadline=None)
+def test_every_event_is_a_target_once_or_dropped_by_name(log, config):
+    splits = build(log, config)
+    if splits is None:
+        return
+    counts = splits.counts
+    targets = {name: getattr(splits, name)["targets"].list.len().sum() for name in ("train", "valid", "test")}
+    assert counts["events"] == log[1].height == sum(targets.values()) + sum(counts["dropped"].values())
+    assert targets["valid"] == counts["valid_targets"]
+    assert targets["test"] == counts["test_targets"]
+    assert [getattr(splits, name).height for name in targets] == [counts[name] for name in targets]
+
+
+@given(logs(), configs)
+@settings(max_examples=100, deadline=None)
+def test_negatives_are_never_met_items(log, config):
+    splits = build(log, config)
+    if splits is None:
+        return
+    met = log[1].group_by("user_id").agg(pl.col("item_id").unique())
+    met = dict(zip(met["user_id"], met["item_id"].to_list(), strict=True))
+    for example in pl.concat([splits.valid, splits.test]).to_dicts():
+        negatives = example["negatives"]
+        assert len(set(negatives)) == len(negatives)
+        assert not set(negatives) & set(example["targets"])
+        if config.negatives in ("uniform", "bm25") and config.core == 0:
+            assert not set(negatives) & set(met[example["user_id"]])
+            assert len(negatives) == min(config.num_negatives, log[0].height - len(met[example["user_id"]]))
+
+
+@given(logs(), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_core_holds_for_every_user_and_item(log, core):
+    splits = build(log, Data(core=core))
+    if splits is None:
+        return
+    tables = [splits.train, splits.valid, splits.test]
+    used = pl.concat(tables).select("user_id", "targets").explode("targets", empty_as_null=True)
+    if "same item again in a held-out request" not in splits.counts["dropped"]:
+        assert used.group_by("user_id").len()["len"].min() >= core
+        assert used.group_by("targets").len()["len"].min() >= core
+
+
+@given(logs(), configs, st.randoms())
+@settings(max_examples=100, deadline=None)
+def test_order_of_the_rows_does_not_matter(log, config, random):
+    splits = build(log, config)
+    order = list(range(log[1].height))
+    random.shuffle(order)
+    # Rows that differ in their impressions alone have no order to restore.
+    again = build((log[0].reverse(), log[1][order]), config)
+    if splits is None:
+        assert again is None
+        return
+    columns = [name for name in EXAMPLES.names() if config.negatives != "shown" or name != "negatives"]
+    for name in ("train", "valid", "test"):
+        assert_frame_equal(getattr(splits, name).select(columns), getattr(again, name).select(columns))
+
+
+@given(logs(), configs)
+@settings(max_examples=60, deadline=None)
+def test_train_histories_hold_no_held_out_event(log, config):
+    """With a new item for every event, an item of valid or test in a train history would be that very event."""
+    events = log[1].with_columns(item_id=pl.format("e{}", pl.int_range(pl.len())))
+    splits = build((items_table(*events["item_id"]), events), config)
+    if splits is None:
+        return
+    item = pl.col("history").explode(empty_as_null=False).unique()
+    held = {name: set(getattr(splits, name)["targets"].explode(empty_as_null=False)) for name in ("valid", "test")}
+    assert not held["valid"] & held["test"]
+    assert not set(splits.train.select(item)["history"]) & (held["valid"] | held["test"])
+    assert not set(splits.valid.select(item)["history"]) & held["test"]
+    assert not set(splits.train["targets"].explode(empty_as_null=False)) & (held["valid"] | held["test"])
+
+
+def test_leave_last_out_of_each_task():
+    log = items_table(*"abcdefg"), events_table(
+        ("u", "a", 0, None), ("u", "b", 1, "q1"), ("u", "c", 2, None), ("u", "d", 2, "q2"), ("u", "e", 3, None),
+        ("u", "f", 4, "q3"), ("v", "g", 9, "alone"),
+    )  # fmt: skip
+    splits = examples.build(*log, Data(max_history=3), seed=0)
+    shown = {
+        name: [
+            (e["task"], e["query"], e["history"], e["targets"], minutes(e)) for e in getattr(splits, name).to_dicts()
+        ]
+        for name in ("train", "valid", "test")
+    }
+    assert shown["test"] == [
+        ("recommendation", None, ["b", "c", "d"], ["e"], 3),
+        ("search", "q3", ["c", "d", "e"], ["f"], 4),
+    ] or (
+        shown["test"]
+        == [("recommendation", None, ["b", "d", "c"], ["e"], 3), ("search", "q3", ["d", "c", "e"], ["f"], 4)]
+    )
+    # c and d are tied: neither is in the other's history.
+    assert shown["valid"] == [("recommendation", None, ["a", "b"], ["c"], 2), ("search", "q2", ["a", "b"], ["d"], 2)]
+    assert shown["train"] == [
+        ("recommendation", None, [], ["a"], 0), ("search", "q1", ["a"], ["b"], 1), ("search", "alone", [], ["g"], 9),
+    ]  # fmt: skip
+    assert splits.train.schema == EXAMPLES
+
+
+def test_own_histories_hold_one_task():
+    log = (
+        items_table(*"abcd"),
+        events_table(("u", "a", 0, None), ("u", "b", 1, "q"), ("u", "c", 2, None), ("u", "d", 3, "q")),
+    )
+    splits = examples.build(*log, Data(history="own"), seed=0)
+    assert {e["targets"][0]: e["history"] for e in splits.test.to_dicts()} == {"c": ["a"], "d": ["b"]}
+
+
+def test_clicks_of_one_request_are_one_test_example():
+    log = items_table(*"abcd"), events_table(
+        ("u", "a", 0, "q"), ("u", "b", 5, "q", "r", ["d", "a"]), ("u", "c", 6, "q", "r", ["a", "c"]),
+    )  # fmt: skip
+    splits = examples.build(*log, Data(negatives="shown"), seed=0)
+    (test,) = splits.test.to_dicts()
+    assert sorted(test["targets"]) == ["b", "c"]
+    assert test["history"] == ["a"]
+    assert minutes(test) == 5
+    assert test["negatives"] == ["d", "a"]  # shown and not clicked, in the page's order
+    assert splits.train["targets"].to_list() == [["a"]]
+
+
+def test_global_time_puts_the_newest_events_last():
+    log = (
+        items_table(*"abcdefghij"),
+        events_table(*((f"u{i % 2}", item, i, None) for i, item in enumerate("abcdefghij"))),
+    )
+    splits = examples.build(*log, Data(split="global-time", valid_fraction=0.2, test_fraction=0.3), seed=0)
+    assert [sorted(t["targets"].explode().to_list()) for t in (splits.train, splits.valid, splits.test)] == [
+        list("abcde"), list("fg"), list("hij"),
+    ]  # fmt: skip
+
+
+def test_unknown_item_is_dropped_by_name():
+    log = items_table("a", "b"), events_table(("u", "a", 0, None), ("u", "zz", 1, None), ("u", "b", 2, None))
+    assert examples.build(*log, Data(), seed=0).counts["dropped"] == {"item not in items": 1}
+
+
+def test_nothing_left_says_what_to_change():
+    log = items_table("a"), events_table(("u", "a", 0, None))
+    with pytest.raises(GemstError, match=r"5-core.*data\.core"):
+        examples.build(*log, Data(core=5), seed=0)
+
+
+def test_seed_changes_negatives_alone():
+    log = items_table(*(f"i{n}" for n in range(50))), events_table(*(("u", f"i{n}", n, None) for n in range(6)))
+    config = Data(negatives="uniform", num_negatives=5)
+    first, second = (examples.build(*log, config, seed).test for seed in (1, 2))
+    assert first["negatives"].to_list() != second["negatives"].to_list()
+    assert_frame_equal(first.drop("negatives"), second.drop("negatives"))
+
+
+def test_blocks_on_disk_equal_the_table_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(examples, "_BLOCK", 3)
+    log = (
+        items_table(*"abcdefgh"),
+        events_table(*((f"u{n % 4}", "abcdefgh"[n % 8], n, "q" if n % 3 else None) for n in range(40))),
+    )
+    config = Data(negatives="uniform", num_negatives=2)
+    splits, counts = examples.build(*log, config, 5), examples.write(*log, config, 5, tmp_path)
+    assert counts == splits.counts
+    for name in ("train", "valid", "test"):
+        assert_frame_equal(pl.read_parquet(tmp_path / f"{name}.parquet"), getattr(splits, name))
+
+
+def test_thread_count_does_not_matter(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from tests.data.conftest import events_table, items_table
+from gemst.config import Data
+from gemst.data import examples
+items = items_table(*(f"i{n}" for n in range(300)))
+rows = [(f"u{n * 7 % 90}", f"i{n * n % 300}", n % 50, "film drama" if n % 2 else None) for n in range(3000)]
+for kind in ("uniform", "bm25"):
+    config = Data(negatives=kind, core=2, num_negatives=20)
+    examples.write(items, events_table(*rows), config, 1, Path(sys.argv[1]) / kind)
+"""
+    for threads in ("1", "2"):
+        folder = tmp_path / threads
+        arguments = [sys.executable, "-c", script, str(folder)]
+        subprocess.run(
+            arguments, check=True, env={"POLARS_MAX_THREADS": threads, "PYTHONPATH": str(Path(__file__).parents[2])}
+        )
+    for path in sorted((tmp_path / "1").rglob("*.parquet")):
+        assert path.read_bytes() == (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes()
+
+
+def test_timestamps_are_the_targets_own():
+    log = items_table("a", "b"), events_table(("u", "a", 0, None), ("u", "b", 7, None))
+    (test,) = examples.build(*log, Data(), seed=0).test.to_dicts()
+    assert test["timestamp"] == START + dt.timedelta(minutes=7)

@@ -1,0 +1,211 @@
+"""The flow over a real DVC project, and its deployments on a real Prefect server."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from flows import commands, pipeline
+from gemst import cli
+from gemst.progress import summary_path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def outer_commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[commands.Outcome]]:
+    """What `gemst fetch` and `gemst register` answer in turn, the last answer for ever; DVC stays real."""
+    answers = {"fetch": [commands.Outcome(0, ())], "register": [commands.Outcome(0, ())]}
+    real = commands.run
+
+    def run(module, *arguments, say):
+        if module == "dvc":
+            return real(module, *arguments, say=say)
+        queue = answers[arguments[0]]
+        outcome = queue.pop(0) if len(queue) > 1 else queue[0]
+        if outcome.status == 0:
+            written = {"data/x": "unchanged"} if arguments[0] == "fetch" else {"model": "gemst", "version": "3"}
+            note = "gemst version 3 is champion, joint NDCG@10 0.0670"
+            summary = {"stage": arguments[0], "written": written, "seconds": 1.0, "peak_mib": 9, "notes": [note]}
+            path = summary_path(arguments[0])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(summary))
+        return outcome
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return answers
+
+
+def test_stages_follow_dvc_yaml_and_each_is_a_command():
+    names = pipeline.stages(ROOT / "dvc.yaml")
+    assert names == ["ingest", "validate", "split", "tokenize", "null-space", "tune", "evaluate"]
+    tree = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert {stage["cmd"] for stage in tree.values()} == {f"PATH=.venv/bin:$PATH gemst {name}" for name in names}
+    known = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert set(names) <= known
+
+
+def test_every_parameter_named_in_dvc_yaml_exists():
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+        for name in stage.get("params", []):
+            node = params
+            for part in name.split("."):
+                assert part in node, name
+                node = node[part]
+
+
+@pytest.mark.usefixtures("prefect_api", "outer_commands")
+def test_second_run_is_unchanged_and_a_parameter_reruns_what_reads_it(project, capsys):
+    def run() -> dict[str, str]:
+        state = pipeline.pipeline(return_state=True)
+        assert state.is_completed(), state.message
+        return state.result()
+
+    first = run()
+    assert first == {"fetch": "Unchanged", "first": "Completed", "second": "Completed", "register": "Completed"}
+    assert set(run().values()) == {"Unchanged"}
+    (project / "params.yaml").write_text("seed: 2\n")
+    assert run() == {"fetch": "Unchanged", "first": "Unchanged", "second": "Completed", "register": "Unchanged"}
+    (project / "params.yaml").write_text("seed: 1\n")
+    assert run()["second"] == "Restored"
+    capsys.readouterr()
+    pipeline.show(first)
+    shown = capsys.readouterr().out
+    assert "popularity" in shown
+    assert "0.2000" in shown
+    assert "gemst version 3 is champion" in shown
+
+
+@pytest.mark.usefixtures("prefect_api", "outer_commands")
+def test_result_is_an_artifact_of_the_run(project):
+    from prefect.artifacts import Artifact
+
+    assert pipeline.pipeline(return_state=True).is_completed()
+    markdown = Artifact.get("results")
+    assert markdown is not None
+    assert "| popularity | 0.04 | 0.2 |" in str(markdown.data)
+
+
+@pytest.mark.usefixtures("prefect_api", "outer_commands")
+def test_a_failed_stage_ends_the_flow_with_its_reason_and_is_not_tried_again(project):
+    counter = project / "tries"
+    (project / "fail.py").write_text(
+        f"import pathlib, sys\np = pathlib.Path({str(counter)!r})\n"
+        "p.write_text(p.read_text() + 'x' if p.exists() else 'x')\n"
+        "print('gemst: tuning.rank = 0 is wrong. Raise it', file=sys.stderr)\nsys.exit(1)\n"
+    )
+    text = (project / "dvc.yaml").read_text().replace("write.py one.json", "fail.py")
+    (project / "dvc.yaml").write_text(text)
+    state = pipeline.pipeline(return_state=True)
+    assert state.is_failed()
+    assert state.message == "first: tuning.rank = 0 is wrong. Raise it"
+    assert counter.read_text() == "x"
+    assert not (project / "artifacts/evaluation").exists()
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_fetch_is_tried_again_when_the_network_fails(project, outer_commands, monkeypatch):
+    monkeypatch.setattr(pipeline.fetch, "retry_delay_seconds", [0, 0])
+    broken = commands.Outcome(1, ("gemst: recbole==1.2.1 cannot be downloaded (no connection). Check the network",))
+    outer_commands["fetch"] = [broken, commands.Outcome(0, ())]
+    assert pipeline.pipeline(return_state=True).is_completed()
+    outer_commands["fetch"] = [commands.Outcome(1, ("gemst: no space",)), commands.Outcome(0, ())]
+    state = pipeline.pipeline(return_state=True)
+    assert state.is_failed()
+    assert state.message == "fetch: no space"
+
+
+@pytest.mark.usefixtures("prefect_api", "outer_commands")
+def test_a_wrong_parameter_fails_before_any_stage(project):
+    (project / "params.yaml").write_text("sed: 1\n")
+    state = pipeline.pipeline(return_state=True)
+    assert state.is_failed()
+    assert "sed is not a parameter (did you mean 'seed'?)" in state.message
+    assert not (project / "one.json").exists()
+
+
+def test_output_is_streamed_while_the_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slow.py").write_text("import time\nprint('one')\ntime.sleep(1)\nprint('two')\n")
+    heard: list[tuple[float, str]] = []
+    outcome = commands.run("slow", say=lambda line: heard.append((time.monotonic(), line)))
+    assert outcome == commands.Outcome(0, ("one", "two"))
+    assert heard[1][0] - heard[0][0] > 0.5
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A real `prefect server`, on a free port, with a home and a database of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
+    }
+    log = (tmp_path / "server.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--port", port, "--no-ui"],
+        env=environment, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(240):
+            try:
+                if httpx.get(f"{url}/health", timeout=1).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.5)
+        else:
+            pytest.fail(f"the server did not start:\n{(tmp_path / 'server.log').read_text()}")
+        yield url, environment
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        log.close()
+
+
+def test_deployments_are_made_and_nightly_is_scheduled(server):
+    url, environment = server
+    for _ in range(2):  # deploying again updates what is there
+        deployed = subprocess.run(
+            [sys.executable, "-m", "flows.deploy"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+    deployments = {d["name"]: d for d in httpx.post(f"{url}/deployments/filter", json={}, timeout=20).json()}
+    assert set(deployments) == {"demo", "nightly"}
+    assert deployments["demo"]["work_pool_name"] == "cpu"
+    assert deployments["nightly"]["work_pool_name"] == "gpu"
+    assert httpx.get(f"{url}/work_pools/gpu", timeout=20).json()["concurrency_limit"] == 1
+    wanted = {
+        "deployments": {"id": {"any_": [deployments["nightly"]["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    for _ in range(120):
+        runs = httpx.post(f"{url}/flow_runs/filter", json=wanted, timeout=20).json()
+        if runs:
+            break
+        time.sleep(0.5)
+    assert runs, "the scheduler made no run"
+    assert runs[0]["state_type"] == "SCHEDULED"

@@ -1,0 +1,61 @@
+"""Nobody ever meets half a file."""
+
+import hashlib
+
+import pytest
+
+from gemst import files
+from gemst.errors import GemstError
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_trace(tmp_path):
+    path = tmp_path / "a" / "x.json"
+    files.write_json(path, {"b": 1, "a": 2})
+    before = path.read_bytes()
+    with pytest.raises(ZeroDivisionError), files.atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+
+
+def test_a_failed_folder_leaves_the_old_folder_and_no_trace(tmp_path):
+    folder = tmp_path / "out"
+    for content in ("one", "two"):
+        with files.atomic_folder(folder) as temporary:
+            (temporary / content).write_text(content)
+    assert [p.name for p in folder.iterdir()] == ["two"]
+    with pytest.raises(KeyboardInterrupt), files.atomic_folder(folder) as temporary:
+        (temporary / "half").write_text("")
+        raise KeyboardInterrupt
+    assert [p.name for p in folder.iterdir()] == ["two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_others_may_read_what_is_written(tmp_path):
+    files.write_json(tmp_path / "x.json", 1)
+    assert (tmp_path / "x.json").stat().st_mode & 0o444 == 0o444
+
+
+def test_equal_values_are_equal_bytes(tmp_path):
+    files.write_json(tmp_path / "x", {"b": 1, "a": [1.5, "é"]})
+    files.write_json(tmp_path / "y", {"a": [1.5, "é"], "b": 1})
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    assert files.read_json(tmp_path / "x") == {"a": [1.5, "é"], "b": 1}
+
+
+def test_a_damaged_json_is_named(tmp_path):
+    (tmp_path / "x.json").write_bytes(b'{"a": \xff')
+    with pytest.raises(GemstError, match=r"x\.json is not valid JSON"):
+        files.read_json(tmp_path / "x.json")
+
+
+def test_sha256_of_the_bytes(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc" * 100_000)
+    assert files.sha256(tmp_path / "x") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_a_missing_input_names_the_command_that_makes_it(tmp_path):
+    with pytest.raises(GemstError, match=r"tables does not exist\. Run `gemst ingest` first"):
+        files.require(tmp_path / "tables", made_by="gemst ingest")
+    assert files.require(tmp_path, made_by="x") == tmp_path
