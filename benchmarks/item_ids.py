@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--movielens", type=Path, default=Data().path)
     parser.add_argument("--lastfm", type=Path, help="folder of hetrec2011-lastfm-2k")
     parser.add_argument("--encoder", default=Config().item_ids.encoder)
+    parser.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
     options = parser.parse_args()
     catalogues = {"movielens": Data(path=options.movielens)}
     if options.lastfm:
@@ -75,7 +76,7 @@ def main() -> None:
         vectors = embed_texts(documents(loaded.items), options.encoder)
         result[name] = {"items": len(loaded.items), "embedding_seconds": round(time.perf_counter() - began, 1)}
         items = loaded.items.with_columns(embedding=pl.Series(vectors).cast(pl.List(pl.Float32)))
-        for strategy in STRATEGIES:
+        for strategy in options.strategies:
             with tempfile.TemporaryDirectory() as folder:
                 result[name][strategy] = measure(items, train, strategy, Path(folder))
             print(f"{name} {strategy}: {json.dumps(result[name][strategy])}", file=sys.stderr, flush=True)

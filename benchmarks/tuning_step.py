@@ -1,7 +1,7 @@
-"""Seconds per training step: GEMS in one backward pass, AdamW full fine-tuning, and three passes as the released code.
+"""Seconds per training step: GEMS in one backward pass, AdamW on everything, three passes as the released code.
 
-All sides run in this process on the same batch; the last line is one JSON object. Peak memory comes from one child process
-per side, because a process's high-water mark never falls.
+All sides run in this process on the same batch; the last line is one JSON object. Peak memory comes from one child
+process per side, because a process's high-water mark never falls.
 
     python benchmarks/tuning_step.py                 # SmolLM2-135M (needs `gemst fetch`) and a T5 of d = 512
     python benchmarks/tuning_step.py --steps 10
@@ -42,7 +42,16 @@ def t5() -> nn.Module:
 
     torch.manual_seed(0)
     return T5ForConditionalGeneration(
-        T5Config(vocab_size=4000, d_model=512, d_kv=64, d_ff=2048, num_layers=4, num_heads=8, dropout_rate=0.0, decoder_start_token_id=0)
+        T5Config(
+            vocab_size=4000,
+            d_model=512,
+            d_kv=64,
+            d_ff=2048,
+            num_layers=4,
+            num_heads=8,
+            dropout_rate=0.0,
+            decoder_start_token_id=0,
+        )
     )
 
 
@@ -59,7 +68,11 @@ def row_losses(model: nn.Module, ids: Tensor, bf16: bool) -> Tensor:
         extra = {"decoder_input_ids": ids[:, :16]} if model.config.is_encoder_decoder else {"use_cache": False}
         states = model.base_model(input_ids=ids, **extra).last_hidden_state[:, -4:]
         logits = states @ model.get_output_embeddings().weight[:2000].to(states.dtype).t()
-    return nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, -4:].flatten() % 2000, reduction="none").view(-1, 4).mean(1)
+    return (
+        nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, -4:].flatten() % 2000, reduction="none")
+        .view(-1, 4)
+        .mean(1)
+    )
 
 
 def gems(model: nn.Module, ids: Tensor, bf16: bool) -> Callable[[], None]:
@@ -108,7 +121,9 @@ def three_passes(model: nn.Module, ids: Tensor, bf16: bool) -> Callable[[], None
     weights = [module.weight.requires_grad_(True) for module in matching(model, Tuning().modules).values()]
     embedding = model.get_input_embeddings().weight.requires_grad_(True)
     bases = [[torch.linalg.qr(torch.randn(w.shape[1], r)).Q for r in (RANK, RANK // 2, RANK // 2)] for w in weights]
-    low = [[nn.Parameter(torch.zeros(w.shape[0], q.shape[1])) for q in own] for w, own in zip(weights, bases, strict=True)]
+    low = [
+        [nn.Parameter(torch.zeros(w.shape[0], q.shape[1])) for q in own] for w, own in zip(weights, bases, strict=True)
+    ]
     optimizer = torch.optim.Adam([p for own in low for p in own], lr=1e-4)
     halves = (slice(None), slice(0, ROWS // 2), slice(ROWS // 2, None))
 
@@ -178,7 +193,11 @@ def main() -> None:
             "peak_mib": {side: round(peak_mib(name, side)) for side in ("gems", "full")},
         }
         print(name, json.dumps(results[name]), flush=True)
-    print(json.dumps({"rows": ROWS, "length": LENGTH, "rank": RANK, "threads": torch.get_num_threads(), "results": results}))
+    print(
+        json.dumps(
+            {"rows": ROWS, "length": LENGTH, "rank": RANK, "threads": torch.get_num_threads(), "results": results}
+        )
+    )
 
 
 if __name__ == "__main__":

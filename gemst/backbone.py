@@ -1,4 +1,4 @@
-"""The pretrained language model: load it, give it item tokens, run it without logits nobody reads, export it plainly."""
+"""The pretrained language model: load it, give it item tokens, run it without unread logits, export it plainly."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from gemst.config import Backbone
 from gemst.errors import GemstError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+    from torch.nn import Linear
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from gemst.item_ids import ItemIds
@@ -56,6 +56,18 @@ def load(backbone: Backbone) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.eval(), tokenizer
 
 
+def vocabulary(model: PreTrainedModel) -> Tensor:
+    """The input embedding's rows (tokens, d)."""
+    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return weight
+
+
+def output_head(model: PreTrainedModel) -> Linear:
+    """The Linear that turns states into logits."""
+    head: Linear = model.get_output_embeddings()
+    return head
+
+
 def is_encoder_decoder(model: PreTrainedModel) -> bool:
     """True for the T5 family, False for decoder-only models."""
     return bool(model.config.is_encoder_decoder)
@@ -78,15 +90,17 @@ def add_item_tokens(
         replace_extra_special_tokens=False,
     )
     if added != len(tokens) or len(tokenizer) != first + len(tokens):
-        raise GemstError(f"the tokenizer knows item tokens already, such as {tokens[0]!r}", "Start from a plain backbone")
-    size = max(first + len(tokens), model.get_input_embeddings().num_embeddings)  # T5 keeps spare rows: they come first
+        raise GemstError(
+            f"the tokenizer knows item tokens already, such as {tokens[0]!r}", "Start from a plain backbone"
+        )
+    size = max(first + len(tokens), vocabulary(model).shape[0])  # T5 keeps spare rows: they come first
     model.resize_token_embeddings(size, mean_resizing=False)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head.weight is embedding.weight:
-        head.weight = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+    inputs, head = vocabulary(model), output_head(model)
+    if head.weight is inputs:
+        head.weight = torch.nn.Parameter(inputs.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = False
     with torch.no_grad():
-        embedding.weight[first : first + len(tokens)] = rows
+        inputs[first : first + len(tokens)] = rows
         head.weight[first : first + len(tokens)] = out_rows
     return first
 
@@ -98,7 +112,7 @@ def text_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts:
     """
     import torch
 
-    embedding = model.get_input_embeddings().weight.detach()
+    embedding = vocabulary(model).detach()
     encoded = encode_text(tokenizer, texts)
     flat = torch.tensor([token for tokens in encoded for token in tokens], dtype=torch.long)
     lengths = torch.tensor([len(tokens) for tokens in encoded])
@@ -143,7 +157,7 @@ def item_logits(model: PreTrainedModel, states: Tensor, first: int, last: int) -
     """Logits (..., last - first) of the vocabulary ids [first, last) alone, with the family's own scaling."""
     import torch
 
-    head = model.get_output_embeddings()
+    head = output_head(model)
     bias = None if getattr(head, "bias", None) is None else head.bias[first:last]
     return torch.nn.functional.linear(states * output_scale(model), head.weight[first:last].to(states.dtype), bias)
 

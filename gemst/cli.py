@@ -213,25 +213,14 @@ def _tables_of(revision: str, folder: Path) -> Path:
 
     from gemst import layout
 
-    command = [
-        sys.executable,
-        "-m",
-        "dvc",
-        "get",
-        "--quiet",
-        "--rev",
-        revision,
-        "-o",
-        str(folder),
-        ".",
-        str(layout.VALIDATED),
-    ]
+    wanted = ["--rev", revision, "--out", str(folder), ".", str(layout.VALIDATED)]
+    command = [sys.executable, "-m", "dvc", "get", *wanted]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode != 0:
-        reason = ended.stderr.strip().splitlines()
+        faults = [line for line in ended.stderr.splitlines() if line.startswith("ERROR")] or ["dvc get failed"]
         raise GemstError(
-            f"no tables at revision {revision!r} ({reason[0] if reason else 'dvc get failed'})",
-            "Name a commit that has dvc.lock, with its data in the cache (`dvc fetch --all-commits` brings it), or a folder",
+            f"no tables at revision {revision!r} ({faults[0].removeprefix('ERROR: ')})",
+            "Name a folder, or a commit that has dvc.lock and whose data are in the cache or the remote",
         )
     return folder
 
@@ -254,6 +243,7 @@ def _print(frame: pl.DataFrame, title: str) -> None:
 
 def main() -> None:
     """Run the command line; what the user can mend becomes one line and exit status 1."""
+    os.environ.setdefault("DO_NOT_TRACK", "true")  # the libraries underneath send nothing unless asked to
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries have no place in a log
     try:

@@ -33,7 +33,9 @@ class Data(Section):
     max_history: Positive = Field(20, description="last events kept in a history")
     history: Literal["both", "own"] = Field("both", description="histories of both tasks, or of the target's own")
     split: Literal["leave-last-out", "global-time"] = "leave-last-out"
-    valid_fraction: Fraction = Field(0.1, description="global-time split: share of events, by time, held for validation")
+    valid_fraction: Fraction = Field(
+        0.1, description="global-time split: share of events, by time, held for validation"
+    )
     test_fraction: Fraction = Field(0.1, description="global-time split: share of events, by time, held for test")
     core: Natural = Field(0, description="k of the iterative k-core over users and items; 0 keeps everything")
     min_history: Natural = Field(1, description="a valid or test example needs at least this many history events")
@@ -47,7 +49,9 @@ class Backbone(Section):
     """The pretrained language model."""
 
     name: str = Field("data/smollm2-135m-instruct", description="a local folder or a hub name, e.g. google-t5/t5-base")
-    num_layers: Positive | None = Field(None, description="keep the first layers only: tests and quick trials, never results")
+    num_layers: Positive | None = Field(
+        None, description="keep the first layers only: tests and quick trials, never results"
+    )
 
 
 class ItemIds(Section):
@@ -61,9 +65,12 @@ class ItemIds(Section):
     )
     encoder: str = Field("data/all-minilm-l6-v2", description="folder or hub name of the sentence encoder")
     joint: Literal["fused", "shared-specific"] = Field(
-        "fused", description="strategy joint: every level from text and co-behaviour, or the last two from one of them each"
+        "fused",
+        description="strategy joint: every level from text and co-behaviour, or the last two from one of them each",
     )
-    text_weight: Fraction = Field(0.5, description="strategy joint: weight of text against co-behaviour in an item's vector")
+    text_weight: Fraction = Field(
+        0.5, description="strategy joint: weight of text against co-behaviour in an item's vector"
+    )
     epochs: Positive = Field(200, description="strategy rq-vae: passes over the items")
     extends: Path | None = Field(
         None, description="folder of a published build: its IDs stay, new items are appended, missing ones are retired"
@@ -73,12 +80,18 @@ class ItemIds(Section):
 class NullSpace(Section):
     """The subspace that general text does not use (DESIGN.md §4.3)."""
 
-    corpus: Path = Field(Path("data/wikipedia/articles.parquet"), description="general text: a Parquet with `title`, `text`")
+    corpus: Path = Field(
+        Path("data/wikipedia/articles.parquet"), description="general text: a Parquet with `title`, `text`"
+    )
     tokens: Positive = Field(40_000, description="general tokens the second moments are taken over")
     sequence_length: Positive = 512
     rule: Literal["energy", "absolute", "none"] = Field("energy", description="`none` switches the null space off")
-    energy: Fraction = Field(0.05, description="rule energy: P spans the directions that hold at most this share of the trace")
-    threshold: PositiveFloat = Field(2e-2, description="rule absolute: P spans the eigenvalues below this (the paper's)")
+    energy: Fraction = Field(
+        0.05, description="rule energy: P spans the directions that hold at most this share of the trace"
+    )
+    threshold: PositiveFloat = Field(
+        2e-2, description="rule absolute: P spans the eigenvalues below this (the paper's)"
+    )
 
 
 class Gates(Section):
@@ -110,7 +123,9 @@ class Tuning(Section):
     item_scale: PositiveFloat = Field(
         0.1, description="scale of the output rows' text start: at 1 the first loss is far above ln(items)"
     )
-    popularity_prior: bool = Field(True, description="start the output rows at the log popularity of the training targets")
+    popularity_prior: bool = Field(
+        True, description="start the output rows at the log popularity of the training targets"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     clip: PositiveFloat = Field(1.0, description="largest gradient norm")
@@ -120,7 +135,9 @@ class Tuning(Section):
     max_minutes: PositiveFloat | None = Field(
         None, description="stop the schedule so that tuning ends within this time; null trains all epochs"
     )
-    layout: Literal["chain", "single"] = Field("chain", description="chain: one row carries many targets of a user and task")
+    layout: Literal["chain", "single"] = Field(
+        "chain", description="chain: one row carries many targets of a user and task"
+    )
     chain_items: Positive = Field(48, description="history items in one chain row")
     batch_tokens: Positive = Field(2048, description="tokens per batch, padding included")
     accumulate: Positive = Field(1, description="batches per optimizer step")
@@ -128,7 +145,9 @@ class Tuning(Section):
         "auto", description="auto: bf16 compute over fp32 weights where the processor has it, else fp32"
     )
     checkpointing: bool = Field(False, description="recompute activations in the backward pass")
-    loss: Literal["items", "vocabulary"] = Field("items", description="softmax over the item tokens, or over everything")
+    loss: Literal["items", "vocabulary"] = Field(
+        "items", description="softmax over the item tokens, or over everything"
+    )
     validate_every: Positive = Field(200, description="steps between validations")
     validate_users: Positive = Field(200, description="users in a validation during tuning")
     patience: Positive = Field(5, description="validations without a better NDCG@10 before tuning stops")
@@ -144,7 +163,9 @@ class Tuning(Section):
 class Prompts(Section):
     """How a history and a query become text."""
 
-    style: Literal["compact", "paper"] = Field("compact", description="compact spends fewer tokens; paper is the released text")
+    style: Literal["compact", "paper"] = Field(
+        "compact", description="compact spends fewer tokens; paper is the released text"
+    )
 
 
 class Ranking(Section):

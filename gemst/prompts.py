@@ -52,7 +52,7 @@ class Prompter:
         self.prefix: list[int] = encode_text(tokenizer, [prefix])[0]
 
     def suffixes(self, queries: list[str | None]) -> list[list[int]]:
-        """Token ids after the history, one list per query; None stands for a recommendation. Equal queries cost once."""
+        """Token ids after the history, one list per query; None stands for a recommendation."""
         distinct = list(dict.fromkeys(queries))
         before, after = self._search.split("{q}")
         texts = [self._recommend if query is None else before + query + after for query in distinct]

@@ -171,7 +171,7 @@ def evaluate(config: Config) -> Summary:
             page = report.html(
                 result, items=items, test=frames["test"], curves=layout.TUNING / "curves.parquet",
                 diagnostics=layout.TUNING / "diagnostics.parquet",
-                facts={"method": config.tuning.method, "backbone": config.backbone.name, "item IDs": config.item_ids.strategy},
+                facts={"method": config.tuning.method, "backbone": config.backbone.name},
             )  # fmt: skip
             (folder / "report.html").write_text(page, encoding="utf-8")
         summary.read |= {name: len(frame) for name, frame in frames.items()}
@@ -189,7 +189,9 @@ def register(config: Config) -> Summary:
         registered = registry.register(config)
         role = "champion" if registered.champion else "challenger"
         summary.written |= {"model": config.registry.model_name, "version": str(registered.version)}
-        summary.notes.append(f"{config.registry.model_name} version {registered.version} is {role}, joint NDCG@10 {registered.joint:.4f}")
+        summary.notes.append(
+            f"{config.registry.model_name} version {registered.version} is {role}, joint NDCG@10 {registered.joint:.4f}"
+        )
     return summary
 
 
@@ -237,7 +239,11 @@ def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame
     )
     seen = pl.DataFrame({"row": [0] * len(history), "item_id": history}, schema_overrides={"row": pl.UInt32})
     ranked = rank(tuned, asked, k, config.ranking, seen if config.evaluation.exclude_seen else None)
-    return ranked.join(items.select("item_id", "title"), on="item_id", how="left").sort("rank").select("rank", "item_id", "title", "score")
+    return (
+        ranked.join(items.select("item_id", "title"), on="item_id", how="left")
+        .sort("rank")
+        .select("rank", "item_id", "title", "score")
+    )
 
 
 def compare(config: Config, run_a: str, run_b: str) -> pl.DataFrame:
@@ -268,4 +274,3 @@ STAGES: dict[str, Any] = {
     "ingest": ingest, "validate": validate, "split": split, "tokenize": tokenize, "null-space": null_space,
     "tune": tune, "evaluate": evaluate,
 }  # fmt: skip
-

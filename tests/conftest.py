@@ -21,7 +21,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Path:
-    """A project folder (the working directory) in which everything up to evaluate has run; MLflow knows nothing yet."""
+    """A project folder (the working directory) where everything up to evaluate has run; MLflow knows nothing yet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     layout.MLRUNS.mkdir()
@@ -32,7 +32,9 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: P
 
     layout.VALIDATED.mkdir(parents=True)
     ITEMS.write_parquet(layout.VALIDATED / "items.parquet")
-    train = pl.DataFrame({"user_id": ["u"], "task": ["search"], "query": ["comedy"], "history": [["a"]], "targets": [["b"]]})
+    train = pl.DataFrame(
+        {"user_id": ["u"], "task": ["search"], "query": ["comedy"], "history": [["a"]], "targets": [["b"]]}
+    )
     item_ids.build(ITEMS, train, Config(), layout.ITEM_IDS)
     make_model(layout.MODEL, layout.ITEM_IDS)
     layout.TUNING.mkdir()
@@ -41,6 +43,8 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: P
     ).write_parquet(layout.TUNING / "curves.parquet")
     write_results(joint=0.25)
     (tmp_path / "dvc.lock").write_text(
-        "schema: '2.0'\nstages:\n  tune:\n    cmd: x\n    outs:\n    - {path: artifacts/model, hash: md5, md5: abc.dir}\n"
+        "schema: '2.0'\nstages:\n  tune:\n    cmd: x\n"
+        "    outs:\n    - {path: artifacts/model, hash: md5, md5: abc.dir}\n"
     )
+    (tmp_path / "data.dvc").write_text("outs:\n- {path: data, hash: md5, md5: def.dir}\n")
     return tmp_path

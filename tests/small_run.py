@@ -29,15 +29,20 @@ def make_model(folder: Path, ids: Path, seed: int = 0) -> None:
     import torch
 
     torch.manual_seed(seed)
-    words = ["<pad>", "<unk>", *"History Next Find comedy : Alien".split()]
+    words = ["<pad>", "<unk>", *["History", "Next", "Find", "comedy", ":", "Alien"]]
     plain = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     plain.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", unk_token="<unk>")
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=64, tie_word_embeddings=True,
-        )  # fmt: skip
+            vocab_size=len(words),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+        )
     )
     tokens = item_ids.load(ids).tokens
     rows = torch.randn(len(tokens), 16)

@@ -15,14 +15,22 @@ from gemst import cli, stages
 from gemst.progress import Summary
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = "fetch ingest validate split tokenize null-space tune evaluate register recommend search compare".split()
+COMMANDS = [
+    "fetch", "ingest", "validate", "split", "tokenize", "null-space", "tune", "evaluate", "register",
+    "recommend", "search", "compare",
+]  # fmt: skip
 
 
 def gemst(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, as a user runs it."""
     environment = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "gemst.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, env=environment
+        [sys.executable, "-m", "gemst.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
     )
 
 
@@ -55,7 +63,9 @@ def test_help_loads_nothing_heavy(project):
         "heavy = {'torch', 'transformers', 'polars', 'mlflow', 'numpy', 'pydantic', 'great_expectations', 'prefect'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=project, stdout=subprocess.DEVNULL, timeout=60).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=project, stdout=subprocess.DEVNULL, timeout=60).returncode == 0
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in COMMANDS if n not in ("recommend", "search", "compare")])
@@ -106,11 +116,68 @@ def test_what_can_be_mended_is_one_line_and_status_1(project, arguments, said):
     assert not (project / "artifacts").exists()
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["search", "comedy"], ["tune", "--rank", "3"], ["recommend", "--user"]])
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["search", "comedy"], ["tune", "--rank", "3"], ["recommend", "--user"]]
+)
 def test_wrong_usage_is_status_2(project, arguments):
     ended = gemst(*arguments, cwd=project)
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def versions(project: Path) -> Path:
+    """A DVC project with two versions of the tables: one user in the first commit, two users now."""
+    from gemst.data import tables
+
+    items = pl.DataFrame(
+        {"item_id": ["1"], "title": ["Heat"], "text": [None], "categories": [["crime"]]},
+        schema=tables.ITEMS,
+    )
+    (project / "dvc.yaml").write_text(
+        "stages:\n  v:\n    cmd: 'true'\n    outs: [{artifacts/validated: {persist: true}}]\n"
+    )
+    run = {"cwd": project, "check": True, "stdout": subprocess.DEVNULL, "env": os.environ | {"DVC_NO_ANALYTICS": "1"}}
+    subprocess.run(["git", "init", "-q"], **run)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], **run)
+    for users in (["a"], ["a", "b"]):
+        events = pl.DataFrame(
+            {
+                "user_id": users, "item_id": ["1"] * len(users), "timestamp": [0] * len(users),
+                "task": ["recommendation"] * len(users), "query": [None] * len(users),
+                "request_id": [None] * len(users), "shown": [None] * len(users),
+            },
+            schema=tables.EVENTS,
+        )  # fmt: skip
+        tables.write_items(items, project / "artifacts/validated/items.parquet")
+        tables.write_events(events, project / "artifacts/validated/events.parquet")
+        if users == ["a"]:
+            subprocess.run([sys.executable, "-m", "dvc", "commit", "-q", "-f"], **run)
+            subprocess.run(["git", "add", "."], **run)
+            subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "x"], **run)
+    return project
+
+
+def test_data_diff_takes_a_revision_or_a_folder(versions):
+    ended = gemst("data", "diff", "HEAD", cwd=versions)
+    assert ended.returncode == 0, ended.stderr
+    assert "new users" in ended.stdout
+    counts = {line[:24].strip(): line[24:].split() for line in ended.stdout.splitlines()}
+    assert counts["new users"] == ["1"]
+    assert counts["gone users"] == ["0"]
+    same = gemst("data", "diff", "artifacts/validated", cwd=versions)
+    assert {line[:24].strip(): line[24:].split() for line in same.stdout.splitlines()}["new users"] == ["0"]
+    unknown = gemst("data", "diff", "nowhere", cwd=versions)
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith("gemst: no tables at revision 'nowhere'")
+    assert unknown.stderr.count("\n") == 1
+
+
+def test_data_report_is_one_page(versions):
+    ended = gemst("data", "report", "--out", "page.html", cwd=versions)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "page.html\n"
+    assert "<html" in (versions / "page.html").read_text()
 
 
 def test_an_empty_table_is_one_line(project):
@@ -137,7 +204,10 @@ def test_a_full_disk_is_one_line(project, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "gemst: artifacts/tables/items.parquet: No space left on device. Make room or allow writing there\n"
+    assert (
+        capsys.readouterr().err
+        == "gemst: artifacts/tables/items.parquet: No space left on device. Make room or allow writing there\n"
+    )
 
 
 def test_ctrl_c_ends_without_a_traceback(project):

@@ -107,7 +107,13 @@ def _has(tree: object, parts: list[str]) -> bool:
 def test_paper_presets_carry_the_released_settings():
     for name in ("paper-qilin", "paper-amazon-electronics"):
         tuning = config.load(ROOT / f"configs/{name}.yaml").tuning
-        assert (tuning.rank, tuning.lr, tuning.epochs, tuning.weight_decay, tuning.refresh_every) == (1024, 5e-4, 50, 0.01, 200)
+        assert (tuning.rank, tuning.lr, tuning.epochs, tuning.weight_decay, tuning.refresh_every) == (
+            1024,
+            5e-4,
+            50,
+            0.01,
+            200,
+        )
     qilin = config.load(ROOT / "configs/paper-qilin.yaml")
     assert (qilin.backbone.name, qilin.data.core, qilin.null_space.threshold) == ("google-t5/t5-base", 3, 2e-2)
     assert config.load(ROOT / "configs/paper-amazon-electronics.yaml").data.min_history == 5

@@ -69,8 +69,9 @@ def encoded(x: Floats, weights: dict[str, Floats]) -> Floats:
     """Latents (n, latent) of `x` under the encoder's weights."""
     import torch
 
-    encode = encoder(x.shape[1])
-    encode.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    with torch.device("meta"):  # no start weights: they would draw random numbers
+        encode = encoder(x.shape[1])
+    encode.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, assign=True)
     with torch.inference_mode():
         latents: Floats = encode(torch.from_numpy(x)).numpy()
     return latents

@@ -71,7 +71,7 @@ def run(
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, rows, rows * config.tuning.item_scale)
     if device.type == "cpu" and not backbone.is_encoder_decoder(model):
         model.set_attn_implementation("eager")  # torch's fused attention is 2-4 times slower on CPU at these lengths
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]
     prompter = Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, config.data.max_history)
     batches = make_batches(config, train, prompter, backbone.is_encoder_decoder(model))
     item_model = ItemModel(model, first, ids.level_sizes, config.tuning.loss == "vocabulary")
@@ -83,7 +83,9 @@ def run(
     method = methods.make(config, item_model, null_space)
     tuned = backbone.Tuned(model, tokenizer, ids, first, prompter)
     validation = Validation(config, item_model, tuned, train, valid, device)
-    checkpoints = Checkpoints(tuning_folder.with_name(f".{tuning_folder.name}.checkpoints"), _identity(config, train, ids))
+    checkpoints = Checkpoints(
+        tuning_folder.with_name(f".{tuning_folder.name}.checkpoints"), _identity(config, train, ids)
+    )
     state = train_loop(
         item_model,
         method,
@@ -100,9 +102,9 @@ def run(
     item_model.fold()
     _export(config, tuned, item_ids, model_folder, leaks)
     tuning_folder.mkdir(parents=True, exist_ok=True)
-    pl.DataFrame(state.curves, schema={"step": pl.Int64, "name": pl.String, "value": pl.Float64}, orient="row").write_parquet(
-        tuning_folder / "curves.parquet"
-    )
+    pl.DataFrame(
+        state.curves, schema={"step": pl.Int64, "name": pl.String, "value": pl.Float64}, orient="row"
+    ).write_parquet(tuning_folder / "curves.parquet")
     layers = pl.DataFrame(state.layers, infer_schema_length=None)
     if leaks:
         final = pl.DataFrame({"module": list(leaks), "leak": list(leaks.values())})
@@ -127,7 +129,7 @@ def _certificate(config: Config, method: Any) -> dict[str, float]:
 
     before, _ = backbone.load(config.backbone)
     leaks: dict[str, float] = method.certificate(
-        {name: weight.detach() for name, weight in ((n, before.get_submodule(n).weight) for n in method.weights())}
+        {name: before.get_parameter(f"{name}.weight").detach() for name in method.weights()}
     )
     return leaks
 

@@ -63,7 +63,9 @@ def _tall_orthonormal(matrix: Tensor) -> Tensor:
     return q if q.shape[1] == matrix.shape[1] else torch.nn.functional.pad(q, (0, matrix.shape[1] - q.shape[1]))
 
 
-def _sketch(layer: SubspaceLinear, left: Tensor, project: Projector, generator: torch.Generator, probes: int = 8) -> Sketch:
+def _sketch(
+    layer: SubspaceLinear, left: Tensor, project: Projector, generator: torch.Generator, probes: int = 8
+) -> Sketch:
     probe = project(torch.randn(layer.basis.shape[0], probes, generator=generator).to(left))
     return Sketch(left, probe, torch.zeros_like(layer.basis), left.new_zeros(2, left.shape[0], probes))
 
@@ -83,7 +85,7 @@ def refreshed(layer: SubspaceLinear, project: Projector, generator: torch.Genera
 
 
 def captured_energy(layer: SubspaceLinear, coefficients: Tensor) -> float:
-    """Share of |G P|^2 of the joint gradient that the shared basis holds, |C|^2 over an unbiased estimate (8 probes)."""
+    """Share of |G P|^2 of the joint gradient that the shared basis holds: |C|^2 over an unbiased estimate."""
     sketch = layer.sketch
     assert sketch is not None
     whole = float(sketch.probed.sum(0).pow(2).sum()) / sketch.probe.shape[1]

@@ -62,7 +62,9 @@ def make_batches(config: Config, train: pl.DataFrame, prompter: Prompter, encode
     if len(train) == 0:
         raise GemstError("there is no training example", "Look at artifacts/examples/split.json for what was dropped")
     if encoder_decoder or tuning.layout == "single":
-        return SingleBatches(train, prompter, batch_tokens=tuning.batch_tokens, encoder_decoder=encoder_decoder, seed=config.seed)
+        return SingleBatches(
+            train, prompter, batch_tokens=tuning.batch_tokens, encoder_decoder=encoder_decoder, seed=config.seed
+        )
     return ChainBatches(
         load_events(train, prompter), prompter, chain_items=tuning.chain_items, batch_tokens=tuning.batch_tokens,
         tasks=tasks, seed=config.seed,

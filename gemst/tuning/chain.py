@@ -1,8 +1,8 @@
 """Chain layout: one row carries many targets of a user and task, at a fraction of the tokens (decoder-only models).
 
-A segment is a stretch of one user's events. Its trunk is the prefix and the ID tokens of the events; each event of the
-segment's task hangs a branch on the trunk: suffix (with its query) and ID tokens, seeing the trunk strictly before its own
-timestamp and nothing of other branches. Masks and positions make every branch equal to the single-target prompt of the
+A segment is a stretch of one user's events. Its trunk is the prefix and the ID tokens of the events; each event of
+the segment's task hangs a branch on the trunk: suffix (with its query) and ID tokens, seeing the trunk strictly before
+its own timestamp and nothing of other branches. Masks and positions make every branch equal to the single-target prompt of the
 same history. Segments are packed into rows, rows into batches.
 """
 
@@ -36,7 +36,14 @@ class ChainBatches:
     """Packs segments into rows of `row_tokens` tokens and rows into batches of `batch_tokens`."""
 
     def __init__(
-        self, events: Events, prompter: Prompter, *, chain_items: int, batch_tokens: int, tasks: tuple[int, ...] = (0, 1), seed: int = 0
+        self,
+        events: Events,
+        prompter: Prompter,
+        *,
+        chain_items: int,
+        batch_tokens: int,
+        tasks: tuple[int, ...] = (0, 1),
+        seed: int = 0,
     ) -> None:
         self.events, self.prompter, self.tasks, self.seed = events, prompter, tasks, seed
         self.chain_items, self.batch_tokens = chain_items, batch_tokens
@@ -86,7 +93,9 @@ class ChainBatches:
             for segment, length in zip(segments, lengths, strict=True):
                 if segment.task != task:
                     continue
-                fits = [(room, i) for i, room in enumerate(rooms[-_OPEN:], max(len(rooms) - _OPEN, 0)) if room >= length]
+                fits = [
+                    (room, i) for i, room in enumerate(rooms[-_OPEN:], max(len(rooms) - _OPEN, 0)) if room >= length
+                ]
                 if fits:
                     room, at = min(fits)
                     rows[task][at].append(segment)
@@ -97,18 +106,29 @@ class ChainBatches:
         per_batch = max(self.batch_tokens // row_tokens, len(self.tasks))
         count = max(1, round(sum(map(len, rows.values())) / per_batch))
         cuts = {task: np.linspace(0, len(rows[task]), count + 1).round().astype(int) for task in self.tasks}
-        return [[row for task in self.tasks for row in rows[task][cuts[task][i] : cuts[task][i + 1]]] for i in range(count)]
+        return [
+            [row for task in self.tasks for row in rows[task][cuts[task][i] : cuts[task][i + 1]]] for i in range(count)
+        ]
 
     def collate(self, rows: list[list[Segment]]) -> Batch:
         """Tensors of one batch."""
         built = [self._row(row) for row in rows]
-        length = -(-max(len(row.ids) for row in built) // 32) * 32  # few distinct shapes keep the allocator from growing
+        length = (
+            -(-max(len(row.ids) for row in built) // 32) * 32
+        )  # few distinct shapes keep the allocator from growing
         pad = {"ids": 0, "position": 0, "segment": -1, "branch": 0, "trunk": 0, "limit": 0}
         stacked = {
-            key: torch.from_numpy(np.stack([np.pad(getattr(row, key), (0, length - len(row.ids)), constant_values=value) for row in built]))
+            key: torch.from_numpy(
+                np.stack(
+                    [np.pad(getattr(row, key), (0, length - len(row.ids)), constant_values=value) for row in built]
+                )
+            )
             for key, value in pad.items()
         }
-        targets = [sum(len(row.labels) for row, segs in zip(built, rows, strict=True) if segs[0].task == task) for task in (0, 1)]
+        targets = [
+            sum(len(row.labels) for row, segs in zip(built, rows, strict=True) if segs[0].task == task)
+            for task in (0, 1)
+        ]
         return Batch(
             input_ids=stacked["ids"],
             mask=chain_mask(stacked["segment"], stacked["branch"], stacked["trunk"], stacked["limit"]),
@@ -124,8 +144,13 @@ class ChainBatches:
     def _row(self, segments: list[Segment]) -> _Row:
         parts = [self._segment(segment, number) for number, segment in enumerate(segments)]
         offsets = np.cumsum([0] + [len(part.ids) for part in parts[:-1]])
-        joined = {key: np.concatenate([getattr(part, key) for part in parts]) for key in ("ids", "position", "segment", "branch", "trunk", "limit", "labels", "level")}
-        return _Row(**joined, at=np.concatenate([part.at + offset for part, offset in zip(parts, offsets, strict=True)]))
+        joined = {
+            key: np.concatenate([getattr(part, key) for part in parts])
+            for key in ("ids", "position", "segment", "branch", "trunk", "limit", "labels", "level")
+        }
+        return _Row(
+            **joined, at=np.concatenate([part.at + offset for part, offset in zip(parts, offsets, strict=True)])
+        )
 
     def _segment(self, segment: Segment, number: int) -> _Row:
         events, prefix = self.events, self.prompter.prefix
@@ -137,7 +162,9 @@ class ChainBatches:
         wanted = self._targets(segment)
         suffixes = [events.suffixes[q] for q in events.query[wanted]]
         codes = [row[row >= 0] for row in self.prompter.token_ids[events.items[wanted]]]
-        branches = [np.concatenate([suffix, code[:-1]]).astype(np.int64) for suffix, code in zip(suffixes, codes, strict=True)]
+        branches = [
+            np.concatenate([suffix, code[:-1]]).astype(np.int64) for suffix, code in zip(suffixes, codes, strict=True)
+        ]
         sizes = np.array([len(branch) for branch in branches])
         seen = ends[np.maximum(self.visible[wanted], segment.low) - segment.low]
         inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -189,6 +216,7 @@ def chain_mask(segment: Tensor, branch: Tensor, trunk: Tensor, limit: Tensor) ->
     order = torch.arange(segment.shape[1])
     same = (segment[:, :, None] == segment[:, None, :]) & (segment >= 0)[:, :, None]
     in_trunk = (branch == 0)[:, None, :] & (trunk[:, None, :] <= limit[:, :, None])
-    in_branch = (branch > 0)[:, :, None] & (branch[:, :, None] == branch[:, None, :]) & (order[:, None] >= order[None, :])
+    in_branch = (
+        (branch > 0)[:, :, None] & (branch[:, :, None] == branch[:, None, :]) & (order[:, None] >= order[None, :])
+    )
     return ((same & (in_trunk | in_branch)) | torch.eye(len(order), dtype=torch.bool))[:, None]
-

@@ -1,4 +1,4 @@
-"""Checkpoints a killed run goes on from exactly: safetensors, JSON and a weights-only optimizer state, written atomically."""
+"""Checkpoints a killed run goes on from exactly: safetensors, JSON, a weights-only optimizer state; atomic."""
 
 from __future__ import annotations
 

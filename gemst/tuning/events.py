@@ -53,9 +53,15 @@ def load_events(train: pl.DataFrame, prompter: Prompter) -> Events:
     events.suffixes = prompter.suffixes(distinct.to_list())
     events.query[at] = (
         pl.DataFrame({"query": queries})
-        .join(pl.DataFrame({"query": distinct}).with_row_index("at"), on="query", how="left", nulls_equal=True, maintain_order="left")["at"]
+        .join(
+            pl.DataFrame({"query": distinct}).with_row_index("at"),
+            on="query",
+            how="left",
+            nulls_equal=True,
+            maintain_order="left",
+        )["at"]
         .to_numpy()
     )
-    heads_at = np.concatenate([np.arange(start[u], start[u] + n) for u, n in enumerate(head_lengths)]) if total else []
-    events.items[np.asarray(heads_at, np.int64)] = np.concatenate(heads) if heads else []
+    within = np.arange(head_lengths.sum()) - np.repeat(np.cumsum(head_lengths) - head_lengths, head_lengths)
+    events.items[np.repeat(start[:-1], head_lengths) + within] = np.concatenate(heads) if heads else []
     return events

@@ -50,7 +50,9 @@ class Gate:
             share = 1 / (1 + math.exp(-self.logit))
             return share, 1 - share
         rec = (
-            _LOSS * _share(*signals.losses) + _NORM * _share(*signals.norms) + _SAMPLES * _share(*map(float, signals.samples))
+            _LOSS * _share(*signals.losses)
+            + _NORM * _share(*signals.norms)
+            + _SAMPLES * _share(*map(float, signals.samples))
         )
         return rec, 1 - rec
 

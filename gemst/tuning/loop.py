@@ -110,7 +110,9 @@ def train(
                 _judge(state, scores["valid/joint"], checkpoints, items, method)
             state.curves += [(state.step, name, value) for name, value in scalars.items() if math.isfinite(value)]
             log(state.step, scalars)
-            progress.advance(f"loss rec {facts.losses[0]:.3f} src {facts.losses[1]:.3f}, {scalars['tokens_per_s']:.0f} tokens/s")
+            progress.advance(
+                f"loss rec {facts.losses[0]:.3f} src {facts.losses[1]:.3f}, {scalars['tokens_per_s']:.0f} tokens/s"
+            )
             if state.stale >= tuning.patience:
                 break
             if state.step % tuning.checkpoint_every == 0 and state.step < state.total:
@@ -128,7 +130,9 @@ def _judge(state: State, score: float, checkpoints: Checkpoints, items: ItemMode
         state.stale += 1
 
 
-def _backward(items: ItemModel, method: Method, micro: list[Batch], tuning: Tuning, device: torch.device, observe: bool) -> Facts:
+def _backward(
+    items: ItemModel, method: Method, micro: list[Batch], tuning: Tuning, device: torch.device, observe: bool
+) -> Facts:
     """Gradients of the mean loss over all targets of the step's batches."""
     targets = (sum(b.targets[0] for b in micro), sum(b.targets[1] for b in micro))
     sums = torch.zeros(2)

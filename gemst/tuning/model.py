@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gemst.backbone import hidden, output_scale
+from gemst.backbone import hidden, output_head, output_scale, vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,14 +31,16 @@ class ItemModel(nn.Module):
     As separate parameters they get gradients and optimizer state for those rows alone, and the old rows cannot move.
     """
 
-    def __init__(self, model: PreTrainedModel, first: int, level_sizes: tuple[int, ...], whole_vocabulary: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, first: int, level_sizes: tuple[int, ...], whole_vocabulary: bool
+    ) -> None:
         super().__init__()
         self.model, self.first, self.whole_vocabulary = model, first, whole_vocabulary
         self.starts = [sum(level_sizes[:level]) for level in range(len(level_sizes) + 1)]
         last = first + self.starts[-1]
         model.requires_grad_(False)
-        self.items_in = nn.Parameter(model.get_input_embeddings().weight[first:last].detach().clone())
-        self.items_out = nn.Parameter(model.get_output_embeddings().weight[first:last].detach().clone())
+        self.items_in = nn.Parameter(vocabulary(model)[first:last].detach().clone())
+        self.items_out = nn.Parameter(output_head(model).weight[first:last].detach().clone())
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings (batch, positions, d) in the compute type; item tokens come from `items_in`."""
@@ -82,8 +84,10 @@ class ItemModel(nn.Module):
         states = self.states(batch) * output_scale(self.model)
         losses = states.new_zeros(len(batch.labels), dtype=torch.float32)
         if self.whole_vocabulary:
-            head = torch.cat([self.model.get_output_embeddings().weight[: self.first], self.items_out])
-            return functional.cross_entropy(functional.linear(states, head.to(states.dtype)).float(), batch.labels, reduction="none")
+            head = torch.cat([output_head(self.model).weight[: self.first], self.items_out])
+            return functional.cross_entropy(
+                functional.linear(states, head.to(states.dtype)).float(), batch.labels, reduction="none"
+            )
         for level in range(len(self.starts) - 1):
             mine = batch.level == level if len(self.starts) > 2 else slice(None)
             start, stop = self.starts[level], self.starts[level + 1]
@@ -115,5 +119,5 @@ class ItemModel(nn.Module):
     def fold(self) -> None:
         """Write the item rows into the backbone's embedding and head."""
         last = self.first + self.starts[-1]
-        self.model.get_input_embeddings().weight[self.first : last] = self.items_in
-        self.model.get_output_embeddings().weight[self.first : last] = self.items_out
+        vocabulary(self.model)[self.first : last] = self.items_in
+        output_head(self.model).weight[self.first : last] = self.items_out

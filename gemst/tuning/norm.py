@@ -1,7 +1,7 @@
 """RMSNorm with a frozen weight: half the memory traffic of the general one, forward and backward.
 
-Norms are never trained here (DESIGN.md §4.3), so the backward pass needs the gradient of the input alone. Under autocast
-the output is in the compute type at once, and the Linears behind it need no casts of their own.
+Norms are never trained here (DESIGN.md §4.3), so the backward pass needs the gradient of the input alone. Under
+autocast the output is in the compute type at once, and the Linears behind it need no casts of their own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def freeze_norms(model: nn.Module) -> dict[str, nn.Module]:
     originals = {name: m for name, m in model.named_modules() if _is_rms(m)}
     for name, original in originals.items():
         eps = getattr(original, "variance_epsilon", getattr(original, "eps", 1e-6))
-        model.set_submodule(name, FrozenRMSNorm(original.weight, eps))  # type: ignore[arg-type]
+        model.set_submodule(name, FrozenRMSNorm(original.weight, eps))
     return originals
 
 
@@ -60,4 +60,11 @@ def thaw_norms(model: nn.Module, originals: dict[str, nn.Module]) -> None:
 
 def _is_rms(module: nn.Module) -> bool:
     # Gemma's norm multiplies by 1 + w, so only the plain kinds are taken.
-    return type(module).__name__ in ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "T5LayerNorm", "RMSNorm")
+    return type(module).__name__ in (
+        "LlamaRMSNorm",
+        "MistralRMSNorm",
+        "Qwen2RMSNorm",
+        "Qwen3RMSNorm",
+        "T5LayerNorm",
+        "RMSNorm",
+    )

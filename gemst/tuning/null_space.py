@@ -1,4 +1,4 @@
-"""The directions general text does not use: second moments of every Linear's input, and the projector onto their low end.
+"""What general text does not use: second moments of every Linear's input, and the projector onto their low end.
 
 A Linear's output on general text moves by dW x, so the side that counts is the INPUT side: P projects onto the
 low-energy eigenspace of C = E[x x^T] and every update basis is taken inside range(P) (DESIGN.md §4.3).
@@ -107,7 +107,7 @@ def low_energy(moment: Tensor, settings: NullSpace) -> tuple[Range, Tensor]:
 
 
 def batches(tokenizer: Any, texts: list[str], tokens: int, length: int, rows: int = 4) -> Iterator[dict[str, Tensor]]:
-    """General text as packed sequences of `length` tokens until `tokens` are spent; raises GemstError when there is none."""
+    """General text as packed sequences of `length` tokens, up to `tokens` in all. Raises GemstError if it is empty."""
     stream: list[int] = []
     for text in texts:
         stream += tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -116,7 +116,9 @@ def batches(tokenizer: Any, texts: list[str], tokens: int, length: int, rows: in
     length = min(length, len(stream))
     count = min(tokens, len(stream)) // length if length else 0
     if count == 0:
-        raise GemstError("the general corpus holds no text", "Point null_space.corpus at a Parquet with a `text` column")
+        raise GemstError(
+            "the general corpus holds no text", "Point null_space.corpus at a Parquet with a `text` column"
+        )
     blocks = torch.tensor(stream[: count * length]).view(count, length)
     for start in range(0, count, rows):
         block = blocks[start : start + rows]
@@ -149,7 +151,7 @@ def build(
     from safetensors.torch import save_file
 
     with atomic_folder(out) as folder:
-        save_file(tensors, folder / "projectors.safetensors", metadata={"hash": manifest["hash"]})
+        save_file(tensors, folder / "projectors.safetensors", metadata={"hash": str(manifest["hash"])})
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     return manifest
 
@@ -162,9 +164,7 @@ def load(folder: Path, model: nn.Module) -> tuple[dict[str, Range], dict[str, An
     if manifest["backbone"] != fingerprint(model):
         raise GemstError(f"{folder} was made for another backbone", "Run `gemst null-space` with the present backbone")
     tensors = load_file(folder / "projectors.safetensors")
-    spaces = {
-        site: Range(tensors[f"{site}.basis"], facts["complement"]) for site, facts in manifest["sites"].items()
-    }
+    spaces = {site: Range(tensors[f"{site}.basis"], facts["complement"]) for site, facts in manifest["sites"].items()}
     return {name: spaces[site] for name, site in manifest["site_of"].items()}, manifest
 
 

@@ -23,8 +23,8 @@ def whole_space(vectors: Tensor) -> Tensor:
 class Gems(torch.optim.Optimizer):
     """W <- W - lr * scale * (N_sh Q_sh^T + g_rec N_rec Q_rec^T + g_src N_src Q_src^T), N from Adam on C_s = G_s Q_s.
 
-    Group 0 holds the coefficient parameters of `attached`, group 1 the item-token rows (plain Adam). Bases are refreshed
-    every `refresh_every` steps, staggered over layers; moments are rotated into the new basis. A task without rows in a
+    Group 0 holds the coefficient parameters of `attached`, group 1 the item-token rows (plain Adam). Bases are
+    refreshed     every `refresh_every` steps, staggered over layers; moments are rotated into the new basis. A task without rows in a
     step leaves its moments, its bias-correction count and its share of the weights untouched. Steps with a NaN or Inf
     gradient are skipped and counted in `skipped`.
 
@@ -95,7 +95,7 @@ class Gems(torch.optim.Optimizer):
         self.zero_grad()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every layer and of the item rows; returns the closure's value, if one is given."""
         loss = None
         if closure is not None:
@@ -194,7 +194,9 @@ class Gems(torch.optim.Optimizer):
             return
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
-            state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+            state.update(
+                step=torch.zeros(()), exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
+            )
         state["step"] += 1
         count = float(state["step"])
         state["exp_avg"].lerp_(parameter.grad, 1 - beta1)

@@ -15,8 +15,15 @@ from gemst.tuning.batches import Batch
 class SingleBatches:
     """Length-bucketed batches; each holds both tasks in the data's proportion, recommendation first."""
 
-    def __init__(self, train: pl.DataFrame, prompter: Prompter, *, batch_tokens: int, encoder_decoder: bool, seed: int) -> None:
-        self.prompter, self.encoder_decoder, self.batch_tokens, self.seed = prompter, encoder_decoder, batch_tokens, seed
+    def __init__(
+        self, train: pl.DataFrame, prompter: Prompter, *, batch_tokens: int, encoder_decoder: bool, seed: int
+    ) -> None:
+        self.prompter, self.encoder_decoder, self.batch_tokens, self.seed = (
+            prompter,
+            encoder_decoder,
+            batch_tokens,
+            seed,
+        )
         target = train["targets"].list.first().replace_strict(prompter.index, default=-1, return_dtype=pl.Int64)
         known = target >= 0
         self.train, self.target = train.filter(known), target.filter(known).to_numpy()

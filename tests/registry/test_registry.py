@@ -33,7 +33,11 @@ def test_register_makes_a_run_with_the_numbers_of_metrics_json(artifacts):
     assert run.data.metrics["references/bm25/search/ndcg_at_10"] == 0.125
     assert run.data.params["tuning.rank"] == str(CONFIG.tuning.rank)
     assert run.data.tags["dvc/tune/artifacts/model"] == "abc.dir"
-    assert [(m.step, m.value) for m in client().get_metric_history(registered.run_id, "train/loss_rec")] == [(1, 7.0), (2, 6.5)]
+    assert run.data.tags["dvc/data/data"] == "def.dir"
+    assert [(m.step, m.value) for m in client().get_metric_history(registered.run_id, "train/loss_rec")] == [
+        (1, 7.0),
+        (2, 6.5),
+    ]
     logged = {artifact.path for artifact in client().list_artifacts(registered.run_id, "evaluation")}
     assert {"evaluation/report.html", "evaluation/metrics.json", "evaluation/per_query.parquet"} <= logged
 
@@ -107,7 +111,10 @@ def test_failed_tuning_is_a_failed_run(artifacts):
 
 
 def test_git_commit_is_noted(artifacts):
-    for words in (["init", "-q"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty", "-m", "x"]):
+    for words in (
+        ["init", "-q"],
+        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty", "-m", "x"],
+    ):
         subprocess.run(["git", *words], check=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     assert client().get_run(registry.register(CONFIG).run_id).data.tags["mlflow.source.git.commit"] == head
@@ -118,7 +125,10 @@ def test_locked_database_is_one_line_before_anything_is_computed(artifacts, monk
     registry.register(CONFIG)
     holder = sqlite3.connect("mlruns/mlflow.db")
     holder.execute("BEGIN IMMEDIATE")
-    with pytest.raises(GemstError, match=r"mlruns/mlflow.db is locked by another program\. Close"), registry.live(CONFIG):
+    with (
+        pytest.raises(GemstError, match=r"mlruns/mlflow.db is locked by another program\. Close"),
+        registry.live(CONFIG),
+    ):
         pytest.fail("the run began")
     holder.rollback()
     holder.close()
@@ -128,7 +138,9 @@ def test_a_lock_during_tuning_loses_nothing(artifacts, monkeypatch):
     monkeypatch.setattr("gemst.registry._FLUSH_EVERY", 0.0)
     with registry.live(CONFIG) as run:
         real = run._client.log_batch
-        monkeypatch.setattr(run._client, "log_batch", lambda *_, **__: (_ for _ in ()).throw(sqlite3.OperationalError("locked")))
+        monkeypatch.setattr(
+            run._client, "log_batch", lambda *_, **__: (_ for _ in ()).throw(sqlite3.OperationalError("locked"))
+        )
         run.log(1, {"lr": 1.0})
         monkeypatch.setattr(run._client, "log_batch", real)
         run.log(2, {"lr": 0.5})

@@ -38,10 +38,15 @@ def test_nothing_is_pickled(served):
 
 @pytest.mark.parametrize(
     "request_",
-    [{"history": ["a"], "k": 0}, {"history": ["a"], "k": 1001}, {"history": ["a"] * 1001}, {"history": ["a"], "query": "q" * 501}],
+    [
+        {"history": ["a"], "k": 0},
+        {"history": ["a"], "k": 1001},
+        {"history": ["a"] * 1001},
+        {"history": ["a"], "query": "q" * 501},
+    ],
 )
 def test_bounds_are_named(served, request_):
-    with pytest.raises(MlflowException, match="1001|1000|500|equal to 1"):
+    with pytest.raises(MlflowException, match=r"1001|1000|500|equal to 1"):
         served.predict([request_])
 
 

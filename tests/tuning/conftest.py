@@ -11,13 +11,38 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config
-from transformers import T5ForConditionalGeneration
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from gemst.config import Prompts
 from gemst.prompts import Prompter
 
-WORDS = "History Next Find comedy drama thriller old new good bad film the a : , . 1990s".split()
+WORDS = [
+    "History",
+    "Next",
+    "Find",
+    "comedy",
+    "drama",
+    "thriller",
+    "old",
+    "new",
+    "good",
+    "bad",
+    "film",
+    "the",
+    "a",
+    ":",
+    ",",
+    ".",
+    "1990s",
+]
 ITEMS = 12
 
 
@@ -49,7 +74,16 @@ def t5(vocabulary: int = 20) -> T5ForConditionalGeneration:
 
 def gpt2(vocabulary: int = 20) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=256, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+    )
     return GPT2LMHeadModel(config).eval()
 
 

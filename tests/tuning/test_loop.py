@@ -50,7 +50,13 @@ def run(folder: Path, train_frame, prompter, *, die_at: int | None = None, score
 def test_it_learns(tmp_path: Path, train, prompter, method: str) -> None:
     _, state, losses = run(tmp_path, train, prompter, method=method, epochs=15, scores=[i / 100 for i in range(1, 100)])
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
-    assert {name for _, name, _ in state.curves} >= {"train/loss_rec", "train/loss_src", "lr", "tokens_per_s", "valid/joint"}
+    assert {name for _, name, _ in state.curves} >= {
+        "train/loss_rec",
+        "train/loss_src",
+        "lr",
+        "tokens_per_s",
+        "valid/joint",
+    }
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -66,7 +72,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, train, 
 
 def test_patience_stops_and_the_best_weights_are_kept(tmp_path: Path, train, prompter) -> None:
     items, state, _ = run(tmp_path, train, prompter, epochs=40, scores=[0.5] + [0.1] * 50, patience=2)
-    assert state.step == 18 and state.best == 0.5
+    assert state.step == 18
+    assert state.best == 0.5
     best, _, _ = run(tmp_path / "again", train, prompter, epochs=40, scores=[0.5, 0.1, 0.1], patience=2)
     assert torch.equal(items.items_in, best.items_in)
 
@@ -74,13 +81,19 @@ def test_patience_stops_and_the_best_weights_are_kept(tmp_path: Path, train, pro
 def test_schedule_warms_up_and_ends_near_zero() -> None:
     tuning = Config().tuning
     factors = [rate(tuning, step, 100) for step in range(100)]
-    assert factors[0] == pytest.approx(0.2) and max(factors) == 1.0 and factors[-1] < 0.01
-    assert factors[:5] == sorted(factors[:5]) and factors[5:] == sorted(factors[5:], reverse=True)
+    assert factors[0] == pytest.approx(0.2)
+    assert max(factors) == 1.0
+    assert factors[-1] < 0.01
+    assert factors[:5] == sorted(factors[:5])
+    assert factors[5:] == sorted(factors[5:], reverse=True)
 
 
 def test_a_time_limit_shortens_the_schedule(tmp_path: Path, train, prompter) -> None:
-    _, state, _ = run(tmp_path, train, prompter, epochs=4000, max_minutes=0.03, scores=[0.1 + i / 1e4 for i in range(3000)])
-    assert 20 <= state.step < 3000 and state.step == state.total
+    _, state, _ = run(
+        tmp_path, train, prompter, epochs=4000, max_minutes=0.03, scores=[0.1 + i / 1e4 for i in range(3000)]
+    )
+    assert 20 <= state.step < 3000
+    assert state.step == state.total
 
 
 def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path: Path, train, prompter) -> None:

@@ -21,7 +21,9 @@ METHODS = [
 
 
 def build(tmp_path: Path, train, prompter, **tuning):
-    config = Config.model_validate({"null_space": {"rule": "none"}, "tuning": {"rank": 8, "lr": 3e-3, "item_lr": 1e-2, **tuning}})
+    config = Config.model_validate(
+        {"null_space": {"rule": "none"}, "tuning": {"rank": 8, "lr": 3e-3, "item_lr": 1e-2, **tuning}}
+    )
     items = ItemModel(llama(20 + ITEMS), 20, (ITEMS,), False)
     batch = next(ChainBatches(load_events(train, prompter), prompter, chain_items=64, batch_tokens=512)(0))
     return items, make(config, items, tmp_path), batch
@@ -58,7 +60,8 @@ def test_it_learns_and_leaves_a_plain_model(tmp_path: Path, train, prompter, set
         torch.testing.assert_close(items(batch), tuned, atol=1e-4, rtol=1e-4)
     assert [type(m).__name__ for m in items.model.modules()] == kinds
     after = dict(items.model.named_parameters())
-    assert before and all(torch.equal(after[name], value) for name, value in before.items())
+    assert before
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_surgery_changes_what_is_applied_only_under_conflict(tmp_path: Path, train, prompter) -> None:
@@ -90,6 +93,9 @@ def test_the_loop_routes_every_batch_by_its_tasks(tmp_path: Path, train, prompte
     for name, layer in method.attached.layers.items():
         columns, others = layer.widths.columns("rec"), layer.widths.columns("src")
         weight = method.attached.route.weights[0]
-        torch.testing.assert_close(layer.coefficients.grad[:, columns] / weight, joint[name][:, columns], atol=1e-6, rtol=1e-4)
-        assert joint[name][:, columns].any() and joint[name][:, others].any()
+        torch.testing.assert_close(
+            layer.coefficients.grad[:, columns] / weight, joint[name][:, columns], atol=1e-6, rtol=1e-4
+        )
+        assert joint[name][:, columns].any()
+        assert joint[name][:, others].any()
         assert not layer.coefficients.grad[:, others].any()

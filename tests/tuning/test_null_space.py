@@ -28,7 +28,11 @@ def test_moments_equal_a_direct_sum_and_sites_are_shared(make, tokenizer) -> Non
     modules, moments = collect(model, tokenizer)
     seen: dict[str, torch.Tensor] = {}
     handles = [
-        m.register_forward_pre_hook(lambda _, x, n=n: seen.__setitem__(n, seen.get(n, 0) + x[0].flatten(0, -2).double().t() @ x[0].flatten(0, -2).double()))
+        m.register_forward_pre_hook(
+            lambda _, x, n=n: seen.__setitem__(
+                n, seen.get(n, 0) + x[0].flatten(0, -2).double().t() @ x[0].flatten(0, -2).double()
+            )
+        )
         for n, m in modules.items()
     ]
     with torch.no_grad():
@@ -37,14 +41,21 @@ def test_moments_equal_a_direct_sum_and_sites_are_shared(make, tokenizer) -> Non
             model.base_model(**batch, **extra)
     for handle in handles:
         handle.remove()
-    assert set(moments.site_of) == set(modules) and moments.tokens == 200
+    assert set(moments.site_of) == set(modules)
+    assert moments.tokens == 200
     for name in modules:
         torch.testing.assert_close(moments.sums[moments.site_of[name]], seen[name], rtol=1e-4, atol=1e-4)
-    assert len(moments.sums) == len(modules) if make is gpt2 else len(moments.sums) < len(modules)  # c_attn is q, k and v at once
+    assert (
+        len(moments.sums) == len(modules) if make is gpt2 else len(moments.sums) < len(modules)
+    )  # c_attn is q, k and v at once
     if make is llama:
         site = moments.site_of
         assert site["model.layers.0.self_attn.q_proj"] == site["model.layers.0.self_attn.v_proj"]
-        assert site["model.layers.0.mlp.gate_proj"] == site["model.layers.0.mlp.up_proj"] != site["model.layers.0.mlp.down_proj"]
+        assert (
+            site["model.layers.0.mlp.gate_proj"]
+            == site["model.layers.0.mlp.up_proj"]
+            != site["model.layers.0.mlp.down_proj"]
+        )
 
 
 @pytest.mark.parametrize(("energy", "complement"), [(0.02, False), (0.6, True)])
@@ -72,9 +83,12 @@ def test_absolute_rule_is_the_papers_threshold() -> None:
 
 def test_artefact_round_trip_and_refusal_of_another_backbone(tmp_path: Path, tokenizer) -> None:
     model = llama()
-    manifest = null_space.build(model, tokenizer, matching(model, PATTERN), TEXTS, NullSpace(tokens=200, sequence_length=20), tmp_path / "p")
+    manifest = null_space.build(
+        model, tokenizer, matching(model, PATTERN), TEXTS, NullSpace(tokens=200, sequence_length=20), tmp_path / "p"
+    )
     spaces, loaded = null_space.load(tmp_path / "p", model)
-    assert loaded == manifest and set(spaces) == set(matching(model, PATTERN))
+    assert loaded == manifest
+    assert set(spaces) == set(matching(model, PATTERN))
     other = llama()
     with torch.no_grad():
         other.model.layers[0].self_attn.q_proj.weight += 1e-3

@@ -23,7 +23,9 @@ def spaces(model: torch.nn.Module, used: int = 10) -> dict[str, Range]:
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and "proj" in name:
-            found[name] = Range(torch.linalg.qr(torch.randn(module.in_features, used, generator=generator)).Q, complement=True)
+            found[name] = Range(
+                torch.linalg.qr(torch.randn(module.in_features, used, generator=generator)).Q, complement=True
+            )
     return found
 
 
@@ -36,7 +38,9 @@ def build(gates: Gates = Gates(), **settings) -> tuple[torch.nn.Module, Attached
     return model, attached, Gems(attached, [rows], Gate(gates), dict(null), **{**defaults, **settings}), rows
 
 
-def step(model, attached: Attached, optimizer: Gems, rows: torch.nn.Parameter, seed: int, boundary: int = 2, total: int = 5) -> None:
+def step(
+    model, attached: Attached, optimizer: Gems, rows: torch.nn.Parameter, seed: int, boundary: int = 2, total: int = 5
+) -> None:
     batch = inputs(2, total)
     batch["input_ids"] = torch.randint(3, 20, (total, 7), generator=torch.Generator().manual_seed(seed))
     for _ in range(2 if optimizer.needs_first_bases else 1):
@@ -81,7 +85,7 @@ def test_gradient_projected_before_adam_leaks() -> None:
 
 
 def test_the_loss_falls() -> None:
-    model, attached, optimizer, rows = build()
+    model, attached, optimizer, _rows = build()
     batch = inputs(2)
     losses = []
     for _ in range(30):
@@ -105,13 +109,19 @@ def test_an_absent_task_is_left_untouched() -> None:
     step(model, attached, optimizer, rows, 0)
     layer = next(iter(attached.layers.values()))
     state, columns = optimizer.state[layer.coefficients], layer.widths.columns("src")
-    before = {k: state[k][:, columns].clone() for k in ("exp_avg", "exp_avg_sq")}, state["counts"].clone(), layer.weight.detach().clone()
+    before = (
+        {k: state[k][:, columns].clone() for k in ("exp_avg", "exp_avg_sq")},
+        state["counts"].clone(),
+        layer.weight.detach().clone(),
+    )
     step(model, attached, optimizer, rows, 1, boundary=5)
     assert torch.equal(state["exp_avg"][:, columns], before[0]["exp_avg"])
     assert torch.equal(state["exp_avg_sq"][:, columns], before[0]["exp_avg_sq"])
     assert state["counts"].tolist() == (before[1] + torch.tensor([1.0, 1.0, 0.0])).tolist()
     change = layer.weight.detach() - before[2]
-    only_src = layer.basis[:, columns] - layer.basis[:, : columns.start] @ (torch.linalg.pinv(layer.basis[:, : columns.start]) @ layer.basis[:, columns])
+    only_src = layer.basis[:, columns] - layer.basis[:, : columns.start] @ (
+        torch.linalg.pinv(layer.basis[:, : columns.start]) @ layer.basis[:, columns]
+    )
     assert float((change @ only_src).abs().max()) < 1e-6 < float(change.abs().max())
 
 
@@ -134,7 +144,8 @@ def test_only_subspaces_and_item_rows_change() -> None:
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if "proj" not in n}
     for seed in range(5):
         step(model, attached, optimizer, rows, seed)
-    assert frozen and all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+    assert frozen
+    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
     assert all(not layer.coefficients.any() for layer in attached.layers.values())
 
 
@@ -143,7 +154,7 @@ def test_moments_are_rotated_into_the_new_basis() -> None:
     model, attached, optimizer, rows = build(refresh_every=1000)
     for seed in range(4):
         step(model, attached, optimizer, rows, seed)
-    name, layer = next(iter(attached.layers.items()))
+    _name, layer = next(iter(attached.layers.items()))
     state, columns = optimizer.state[layer.coefficients], layer.widths.columns("shared")
     whole = state["exp_avg"][:, columns] @ layer.basis[:, columns].t()
     optimizer.refresh_every = 1
@@ -184,7 +195,8 @@ def test_learned_gate_moves_towards_the_task_whose_update_pays_off() -> None:
     gate = Gate(Gates(kind="learned"))
     for _ in range(20):
         rec, src = gate.update(Signals((1, 1), (1, 1), (1, 1), alignment=(2.0, -1.0)), lr=1e-3)
-    assert rec > 0.6 and abs(rec + src - 1) < 1e-12
+    assert rec > 0.6
+    assert abs(rec + src - 1) < 1e-12
     for _ in range(60):
         rec, _ = gate.update(Signals((1, 1), (1, 1), (1, 1), alignment=(-1.0, 2.0)), lr=1e-3)
     assert rec < 0.4
@@ -192,7 +204,8 @@ def test_learned_gate_moves_towards_the_task_whose_update_pays_off() -> None:
 
 def test_heuristic_gate_is_the_released_mix() -> None:
     rec, src = Gate(Gates()).update(Signals((3.0, 1.0), (1.0, 1.0), (10, 30)), lr=1e-3)
-    assert rec == pytest.approx(0.4 * 0.75 + 0.4 * 0.5 + 0.2 * 0.25) and src == pytest.approx(1 - rec)
+    assert rec == pytest.approx(0.4 * 0.75 + 0.4 * 0.5 + 0.2 * 0.25)
+    assert src == pytest.approx(1 - rec)
 
 
 def test_tensor_kinds_survive(tmp_path) -> None:

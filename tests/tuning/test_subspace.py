@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-
-
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,8 +11,6 @@ from gemst.tuning.bases import orthonormal
 from gemst.tuning.optimizer import whole_space
 from gemst.tuning.subspace import SubspaceLinear, attach, matching
 from tests.tuning import conftest as models
-
-
 
 PATTERN = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|Attention\.[qkvo]|wi|wo|c_attn|c_fc|c_proj)$"
 FAMILIES = {"llama": models.llama, "t5": models.t5, "gpt2": models.gpt2}
@@ -60,7 +55,9 @@ def full_gradients(family: str, boundary: int, batch: dict[str, Tensor]) -> dict
     return found
 
 
-def coefficients(family: str, boundary: int, batch: dict[str, Tensor], *, said: int, pieces: int = 1, checkpointing: bool = False) -> dict[str, SubspaceLinear]:
+def coefficients(
+    family: str, boundary: int, batch: dict[str, Tensor], *, said: int, pieces: int = 1, checkpointing: bool = False
+) -> dict[str, SubspaceLinear]:
     model = FAMILIES[family]()
     attached = attach(model, PATTERN, rank=8)
     fill_bases(attached.layers)
@@ -136,8 +133,12 @@ def test_sketch_is_the_gradient_times_its_left_factor() -> None:
         assert layer.sketch is not None
         for task, gradient in expected[name].items():
             columns = layer.widths.columns(task)
-            torch.testing.assert_close(layer.sketch.right[:, columns], gradient.t() @ layer.sketch.left[:, columns], rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(layer.sketch.probed.sum(0), expected[name]["shared"] @ layer.sketch.probe, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(
+                layer.sketch.right[:, columns], gradient.t() @ layer.sketch.left[:, columns], rtol=1e-3, atol=1e-5
+            )
+        torch.testing.assert_close(
+            layer.sketch.probed.sum(0), expected[name]["shared"] @ layer.sketch.probe, rtol=1e-3, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -156,7 +157,9 @@ def test_orthonormal_stays_in_range_even_for_rank_one_gradients() -> None:
     generator = torch.Generator().manual_seed(0)
     used = torch.linalg.qr(torch.randn(40, 15, generator=generator)).Q
     vectors = torch.randn(40, 1, generator=generator) @ torch.randn(1, 10, generator=generator)
-    apart = orthonormal(torch.randn(40, 8, generator=generator), lambda v: v - used @ (used.t() @ v), used[:, :0], generator)
+    apart = orthonormal(
+        torch.randn(40, 8, generator=generator), lambda v: v - used @ (used.t() @ v), used[:, :0], generator
+    )
     basis = orthonormal(vectors, lambda v: v - used @ (used.t() @ v), apart, generator)
     torch.testing.assert_close(basis.t() @ basis, torch.eye(10), atol=1e-5, rtol=0)
     assert float((used.t() @ basis).abs().max()) < 1e-6

@@ -25,8 +25,13 @@ class Facts:
 class Method(Protocol):
     """A way to turn the losses of a step's batches into one update of the model."""
 
-    optimizer: torch.optim.Optimizer
-    needs_start: bool  # True while a first backward pass is needed that updates nothing
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What turns gradients into updates."""
+
+    @property
+    def needs_start(self) -> bool:
+        """True while a first backward pass is needed that updates nothing."""
 
     def prepare(self, targets: tuple[int, int], observe: bool) -> None:
         """Before a step's first forward pass; `targets` counts the step's rec and src labels."""

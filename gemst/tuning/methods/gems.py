@@ -74,7 +74,11 @@ class GemsMethod:
 
     def _norm(self, subspace: str) -> float:
         layers = self.attached.layers.values()
-        parts = [layer.coefficients.grad[:, layer.widths.columns(subspace)] for layer in layers if layer.coefficients.grad is not None]
+        parts = [
+            layer.coefficients.grad[:, layer.widths.columns(subspace)]
+            for layer in layers
+            if layer.coefficients.grad is not None
+        ]
         norms = torch._foreach_norm(parts)
         return float(torch.linalg.vector_norm(torch.stack(list(norms))))
 
@@ -89,7 +93,9 @@ class GemsMethod:
                 continue
             rec, src = layer.shared_by_task.flatten(1)
             cosine = float(torch.nn.functional.cosine_similarity(rec, src, dim=0))
-            rows.append({"module": name, "cosine": cosine, "energy_shared": self.optimizer.energy.get(name, float("nan"))})
+            rows.append(
+                {"module": name, "cosine": cosine, "energy_shared": self.optimizer.energy.get(name, float("nan"))}
+            )
             layer.shared_by_task = None
         energy = list(self.optimizer.energy.values())
         scalars = {

@@ -24,7 +24,11 @@ class LoraMethod:
         tuning = config.tuning
         names = list(matching(items.model, tuning.modules))
         settings = LoraConfig(
-            r=tuning.rank, lora_alpha=2 * tuning.rank, lora_dropout=0.0, target_modules=names, use_dora=tuning.adapter == "dora"
+            r=tuning.rank,
+            lora_alpha=2 * tuning.rank,
+            lora_dropout=0.0,
+            target_modules=names,
+            use_dora=tuning.adapter == "dora",
         )
         self.tuner = LoraModel(items.model, settings, "default")
         self.named = {n: p for n, p in items.model.named_parameters() if "lora_" in n}
