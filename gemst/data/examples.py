@@ -62,7 +62,8 @@ def write(items: pl.DataFrame, events: pl.DataFrame, config: Data, seed: int, fo
     schema = EXAMPLES.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
     for part, name in enumerate(PARTS):
         path = folder / f"{name}.parquet"
-        with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as file:
+        options: dict[str, Any] = {"compression": "zstd", "write_statistics": ["user_id", "task", "timestamp"]}
+        with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as file:
             for block in plan.blocks(part):
                 file.write_table(block.to_arrow(compat_level=pl.CompatLevel.oldest()))
     return plan.counts
@@ -89,8 +90,8 @@ class _Plan:
             return
         seen = histories(self.log, self.split.part <= part, self.config.history == "own")
         time = self.log.unit_time[heads]
-        order = np.lexsort((heads, self.log.search[heads], time, self.log.user[heads]))
-        heads = heads[order]
+        if (time != self.log.time[heads]).any():  # a click later than its page stands at the page's time
+            heads = heads[np.lexsort((heads, self.log.search[heads], time, self.log.user[heads]))]
         for start in range(0, len(heads), _BLOCK):
             yield self._block(heads[start : start + _BLOCK], seen, None if part == TRAIN else chosen)
 

@@ -82,14 +82,14 @@ def load(folder: Path) -> ItemIds:
     if sha256(path) != manifest["sha256"]:
         raise GemstError(f"{path} is not the table its manifest.json was written for", "Run `gemst tokenize` again")
     frame = pl.read_parquet(path)
-    codes = frame["codes"].explode(empty_as_null=True).to_numpy().reshape(len(frame), -1)
+    codes = frame["codes"].explode(empty_as_null=True).to_numpy(writable=True).reshape(len(frame), -1)
     ids = ItemIds(
         item_id=frame["item_id"].to_list(),
         codes=np.ascontiguousarray(codes, np.int32),
         level_sizes=tuple(manifest["level_sizes"]),
         strategy=manifest["strategy"],
         generation=frame["generation"].to_numpy(),
-        active=frame["active"].to_numpy(),
+        active=frame["active"].to_numpy(writable=True),
     )
     saved = require(folder / "trie.safetensors", made_by="gemst tokenize")
     ids.__dict__["trie"] = Trie.load(saved)  # fills the cached property: no need to build it again

@@ -2,8 +2,8 @@
 
 A segment is a stretch of one user's events. Its trunk is the prefix and the ID tokens of the events; each event of
 the segment's task hangs a branch on the trunk: suffix (with its query) and ID tokens, seeing the trunk strictly before
-its own timestamp and nothing of other branches. Masks and positions make every branch equal to the single-target prompt of the
-same history. Segments are packed into rows, rows into batches.
+its own timestamp and nothing of other branches. Masks and positions make every branch equal to the single-target
+prompt of the same history. Segments are packed into rows, rows into batches.
 """
 
 from __future__ import annotations

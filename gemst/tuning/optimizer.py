@@ -24,9 +24,9 @@ class Gems(torch.optim.Optimizer):
     """W <- W - lr * scale * (N_sh Q_sh^T + g_rec N_rec Q_rec^T + g_src N_src Q_src^T), N from Adam on C_s = G_s Q_s.
 
     Group 0 holds the coefficient parameters of `attached`, group 1 the item-token rows (plain Adam). Bases are
-    refreshed     every `refresh_every` steps, staggered over layers; moments are rotated into the new basis. A task without rows in a
-    step leaves its moments, its bias-correction count and its share of the weights untouched. Steps with a NaN or Inf
-    gradient are skipped and counted in `skipped`.
+    refreshed every `refresh_every` steps, staggered over layers; moments are rotated into the new basis. A task without
+    rows in a step leaves its moments, its bias-correction count and its share of the weights untouched. Steps with a
+    NaN or Inf gradient are skipped and counted in `skipped`.
 
     Call `prepare()` before each backward pass of a step (it arms due refreshes) and set `signals` before `step()`.
     """

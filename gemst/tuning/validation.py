@@ -38,7 +38,7 @@ class Validation:
         self.seen = seen_items(self.examples, [train]) if config.evaluation.exclude_seen else None
 
     def __call__(self) -> dict[str, float]:
-        """valid/ndcg10_recommendation, valid/ndcg10_search and valid/joint: their harmonic mean over the tuned tasks."""
+        """valid/ndcg10_recommendation, valid/ndcg10_search and valid/joint: their harmonic mean over tuned tasks."""
         from gemst.evaluation.metrics import table_of_metrics
         from gemst.ranking import rank
 

@@ -47,6 +47,8 @@ def test_histories_hold_only_the_users_earlier_events(log, config):
     if splits is None:
         return
     for name in ("train", "valid", "test"):
+        keys = getattr(splits, name).select("user_id", "timestamp", "task")
+        assert keys.equals(keys.sort(pl.all()))
         for example in getattr(splits, name).to_dicts():
             earlier = log[1].filter(pl.col("user_id") == example["user_id"], pl.col("timestamp") < example["timestamp"])
             if config.history == "own":
