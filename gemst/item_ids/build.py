@@ -58,9 +58,10 @@ def _extend(items: pl.DataFrame, config: Config, folder: Path) -> tuple[ItemIds,
     """The published IDs of `folder` unchanged, then one row for each item it does not know."""
     published, manifest, settings = load(folder), read_json(folder / "manifest.json"), config.item_ids
     asked = _settings(config)
-    changed = {name: value for name, value in manifest["settings"].items() if asked[name] != value}
+    changed = {name: value for name, value in manifest["settings"].items() if asked.get(name) != value}
     if changed:
-        name, value = next(iter(changed.items()))
+        name = "strategy" if "strategy" in changed else next(iter(changed))  # the others follow from it
+        value = changed[name]
         raise GemstError(
             f"item_ids.extends = {str(folder)!r} was built with {name} = {value!r}, not {asked[name]!r}",
             f"Set item_ids.{name} to {value!r}, or clear item_ids.extends to build new IDs (and tune again)",

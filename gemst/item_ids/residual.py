@@ -27,9 +27,11 @@ def kmeans(x: Floats, size: int, seed: int, balanced: bool) -> Floats:
         spread = max(float(x.std()), 1e-6)
         rest = x.mean(0) + 0.1 * spread * rng.standard_normal((size - n, d), np.float32)
         return np.concatenate([x, rest]).astype(np.float32)
+    threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # a sum in another order is another clustering
     algorithm = faiss.Kmeans(d, size, niter=25, seed=seed, min_points_per_centroid=1, max_points_per_centroid=1000)
     algorithm.train(np.ascontiguousarray(x))
+    faiss.omp_set_num_threads(threads)
     centroids: Floats = np.array(algorithm.centroids, np.float32)
     if balanced:
         for _ in range(_ROUNDS):

@@ -104,6 +104,8 @@ def test_other_settings_cannot_extend_a_build(tmp_path: Path) -> None:
             catalogue(), behaviour(), configured("rq-kmeans", codebook_size=9, extends=tmp_path / "g0"), tmp_path / "g1"
         )
     assert not (tmp_path / "g1").exists()
+    with pytest.raises(GemstError, match="built with strategy = 'rq-kmeans', not 'atomic'"):
+        item_ids.build(catalogue(), behaviour(), configured("atomic", extends=tmp_path / "g0"), tmp_path / "g1")
 
 
 def test_joint_ids_follow_behaviour_where_text_says_nothing(tmp_path: Path) -> None:

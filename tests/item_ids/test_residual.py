@@ -24,8 +24,15 @@ def test_balanced_codebooks_spread_the_items() -> None:
 
 
 def test_equal_seeds_give_equal_codebooks_whatever_the_number_of_threads() -> None:
-    x = blobs()
-    assert np.array_equal(kmeans(x, 16, 3, balanced=True), kmeans(x, 16, 3, balanced=True))
+    import faiss
+
+    x, found, threads = blobs(), [], faiss.omp_get_max_threads()
+    for count in (1, 2):
+        faiss.omp_set_num_threads(count)
+        found.append(kmeans(x, 16, 3, balanced=True))
+        assert faiss.omp_get_max_threads() == count
+    faiss.omp_set_num_threads(threads)
+    assert np.array_equal(*found)
 
 
 def test_dead_codes_move_to_the_points_worst_served() -> None:

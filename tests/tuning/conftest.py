@@ -105,7 +105,7 @@ def train() -> pl.DataFrame:
             history = [f"i{i}" for i, t in zip(items, times, strict=True) if t < time]
             search = bool(j % 2)
             rows.append(
-                (user, "search" if search else "recommendation", ["comedy", "old drama film"][j % 4 // 2] if search else None,
+                (user, "search" if search else "recommendation", ["comedy", "old film"][j % 4 // 2] if search else None,
                  history, [f"i{item}"], [], dt.datetime(2020, 1, 1 + int(time), tzinfo=dt.UTC))
             )  # fmt: skip
     schema = {

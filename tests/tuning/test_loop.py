@@ -23,7 +23,8 @@ class Killed(Exception):
 
 def run(folder: Path, train_frame, prompter, *, die_at: int | None = None, scores=None, **tuning):
     defaults = {
-        "rank": 8, "refresh_every": 5, "epochs": 8, "precision": "fp32", "lr": 1e-2, "item_lr": 1e-2, "checkpoint_every": 4,
+        "rank": 8, "refresh_every": 5, "epochs": 8, "precision": "fp32", "lr": 1e-2, "item_lr": 1e-2,
+        "checkpoint_every": 4,
         "validate_every": 6, "chain_items": 6, "batch_tokens": 60,
     }  # fmt: skip
     config = Config.model_validate({"null_space": {"rule": "none"}, "tuning": {**defaults, **tuning}})

@@ -15,8 +15,10 @@ from gemst.tuning.model import ItemModel
 from tests.tuning.conftest import ITEMS, llama
 
 METHODS = [
-    {"method": "gems"}, {"method": "gems", "subspaces": "shared"}, {"method": "gems", "subspaces": "specific"}, {"method": "full"},
-    {"method": "lora"}, {"method": "lora", "adapter": "dora"}, {"method": "galore"}, {"method": "pcgrad"}, {"method": "upgrad"},
+    {"method": "gems"}, {"method": "gems", "subspaces": "shared"}, {"method": "gems", "subspaces": "specific"},
+    {"method": "full"},
+    {"method": "lora"}, {"method": "lora", "adapter": "dora"}, {"method": "galore"}, {"method": "pcgrad"},
+    {"method": "upgrad"},
 ]  # fmt: skip
 
 

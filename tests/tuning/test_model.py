@@ -57,7 +57,7 @@ def test_vocabulary_loss_is_a_softmax_over_everything(tokenizer, train, prompter
 
 @pytest.mark.parametrize(("build", "encoder_decoder"), [(llama, False), (t5, True)])
 def test_tuned_and_folded_model_survives_export(build, encoder_decoder, tokenizer, train, prompter, tmp_path) -> None:
-    """Old rows keep their bits, new rows and Linears move, and the checkpoint on disk says what the tuned model said."""
+    """Old rows keep their bits, new rows and Linears move, and the checkpoint on disk says what the model said."""
     from gemst.backbone import save
 
     model = build()

@@ -92,7 +92,7 @@ def test_artefact_round_trip_and_refusal_of_another_backbone(tmp_path: Path, tok
     other = llama()
     with torch.no_grad():
         other.model.layers[0].self_attn.q_proj.weight += 1e-3
-    with pytest.raises(GemstError, match="made for another backbone.*gemst null-space"):
+    with pytest.raises(GemstError, match=r"made for another backbone.*gemst null-space"):
         null_space.load(tmp_path / "p", other)
 
 

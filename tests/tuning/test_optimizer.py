@@ -29,13 +29,13 @@ def spaces(model: torch.nn.Module, used: int = 10) -> dict[str, Range]:
     return found
 
 
-def build(gates: Gates = Gates(), **settings) -> tuple[torch.nn.Module, Attached, Gems, torch.nn.Parameter]:
+def build(gates: Gates | None = None, **settings) -> tuple[torch.nn.Module, Attached, Gems, torch.nn.Parameter]:
     model = llama()
     null = spaces(model)
     attached = attach(model, PATTERN, rank=8, rooms={name: space.dimensions for name, space in null.items()})
     rows = torch.nn.Parameter(torch.zeros(3, 4))
     defaults = {"lr": 1e-2, "item_lr": 1e-2, "refresh_every": 7}
-    return model, attached, Gems(attached, [rows], Gate(gates), dict(null), **{**defaults, **settings}), rows
+    return model, attached, Gems(attached, [rows], Gate(gates or Gates()), dict(null), **{**defaults, **settings}), rows
 
 
 def step(
