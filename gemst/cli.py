@@ -66,7 +66,13 @@ def fetch(params: Params = DEFAULT, overrides: Set = None) -> None:
 
 
 @app.command(rich_help_panel=STAGES)
-def ingest(params: Params = DEFAULT, overrides: Set = None) -> None:
+def ingest(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing: show the mapping, ten rows, and what would be dropped.")
+    ] = False,
+    params: Params = DEFAULT,
+    overrides: Set = None,
+) -> None:
     """Raw logs to the canonical tables: items and events.
 
     The format of the logs is `data.source`, their folder `data.path`:
@@ -75,7 +81,10 @@ def ingest(params: Params = DEFAULT, overrides: Set = None) -> None:
     """
     from gemst import stages
 
-    stages.ingest(_config(params, overrides))
+    if dry_run:
+        _print_preview(_config(params, overrides))
+    else:
+        stages.ingest(_config(params, overrides))
 
 
 @app.command(rich_help_panel=STAGES)
@@ -223,6 +232,23 @@ def _tables_of(revision: str, folder: Path) -> Path:
             "Name a folder, or a commit that has dvc.lock and whose data are in the cache or the remote",
         )
     return folder
+
+
+def _print_preview(config: Config) -> None:
+    """The mapping, ten rows of each table and the counts of an ingest that was not made."""
+    import polars as pl
+
+    from gemst.data.preview import preview
+
+    shown = preview(config.data)
+    for column, origin in shown.mapping.items():
+        print(f"{column} <- {origin}")
+    for name, rows in (("items", shown.items), ("events", shown.events)):
+        with pl.Config(tbl_rows=10, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_width_chars=160):
+            print(f"\n{name}: {shown.rows_in.get(name, 0):,} rows in, {shown.rows_out[name]:,} out\n{rows}")
+    for verb, counts in (("dropped", shown.dropped), ("quarantined by validate", shown.quarantined)):
+        for rule, count in counts.items():
+            print(f"{count:,} {verb}: {rule}")
 
 
 def _print(frame: pl.DataFrame, title: str) -> None:

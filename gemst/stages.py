@@ -6,7 +6,7 @@ takes the whole Config, works in the current folder (gemst/layout.py says where)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gemst import layout
 from gemst.errors import GemstError
@@ -268,9 +268,3 @@ def _set_threads(config: Config) -> None:
 
     if config.threads:
         torch.set_num_threads(config.threads)
-
-
-STAGES: dict[str, Any] = {
-    "ingest": ingest, "validate": validate, "split": split, "tokenize": tokenize, "null-space": null_space,
-    "tune": tune, "evaluate": evaluate,
-}  # fmt: skip

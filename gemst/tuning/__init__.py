@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import polars as pl
+    from transformers import PreTrainedModel
 
     from gemst.config import Config
     from gemst.item_ids import ItemIds
@@ -73,7 +74,7 @@ def run(
         model.set_attn_implementation("eager")  # torch's fused attention is 2-4 times slower on CPU at these lengths
     model.to(device)  # type: ignore[arg-type]
     prompter = Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, config.data.max_history)
-    batches = make_batches(config, train, prompter, backbone.is_encoder_decoder(model))
+    batches = make_batches(config, train, prompter, _decoder_start(model))
     item_model = ItemModel(model, first, ids.level_sizes, config.tuning.loss == "vocabulary")
     if config.tuning.popularity_prior:
         with torch.no_grad(), precision(config.tuning.precision, device):
@@ -115,6 +116,10 @@ def run(
     checkpoints.clear()
     epochs = state.step / batches.steps_per_epoch(config.tuning.accumulate)
     return Outcome(state.step, epochs, state.seconds, state.best, max(leaks.values()) if leaks else None)
+
+
+def _decoder_start(model: PreTrainedModel) -> int | None:
+    return model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
 
 
 def _release_memory() -> None:

@@ -49,21 +49,24 @@ class Batches(Protocol):
         ...
 
 
-def make_batches(config: Config, train: pl.DataFrame, prompter: Prompter, encoder_decoder: bool) -> Batches:
-    """The batches of `tuning.layout`. Raises GemstError when there is nothing to train on."""
+def make_batches(config: Config, train: pl.DataFrame, prompter: Prompter, decoder_start: int | None) -> Batches:
+    """The batches of `tuning.layout`; `decoder_start` is an encoder-decoder's first decoder token, else None.
+
+    Raises GemstError when there is nothing to train on.
+    """
     from gemst.tuning.chain import ChainBatches
     from gemst.tuning.events import load_events
     from gemst.tuning.single import SingleBatches
 
     tuning = config.tuning
     if tuning.tasks != "both":
-        train = train.filter(task=tuning.tasks) if tuning.layout == "single" or encoder_decoder else train
+        train = train.filter(task=tuning.tasks) if tuning.layout == "single" or decoder_start is not None else train
     tasks = {"both": (0, 1), "recommendation": (0,), "search": (1,)}[tuning.tasks]
     if len(train) == 0:
         raise GemstError("there is no training example", "Look at artifacts/examples/split.json for what was dropped")
-    if encoder_decoder or tuning.layout == "single":
+    if decoder_start is not None or tuning.layout == "single":
         return SingleBatches(
-            train, prompter, batch_tokens=tuning.batch_tokens, encoder_decoder=encoder_decoder, seed=config.seed
+            train, prompter, batch_tokens=tuning.batch_tokens, decoder_start=decoder_start, seed=config.seed
         )
     return ChainBatches(
         load_events(train, prompter), prompter, chain_items=tuning.chain_items, batch_tokens=tuning.batch_tokens,

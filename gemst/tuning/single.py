@@ -16,14 +16,9 @@ class SingleBatches:
     """Length-bucketed batches; each holds both tasks in the data's proportion, recommendation first."""
 
     def __init__(
-        self, train: pl.DataFrame, prompter: Prompter, *, batch_tokens: int, encoder_decoder: bool, seed: int
+        self, train: pl.DataFrame, prompter: Prompter, *, batch_tokens: int, decoder_start: int | None, seed: int
     ) -> None:
-        self.prompter, self.encoder_decoder, self.batch_tokens, self.seed = (
-            prompter,
-            encoder_decoder,
-            batch_tokens,
-            seed,
-        )
+        self.prompter, self.decoder_start, self.seed = prompter, decoder_start, seed
         target = train["targets"].list.first().replace_strict(prompter.index, default=-1, return_dtype=pl.Int64)
         known = target >= 0
         self.train, self.target = train.filter(known), target.filter(known).to_numpy()
@@ -57,7 +52,7 @@ class SingleBatches:
         prompts = self.prompter.encode(self.train[rows])
         codes = [code[code >= 0] for code in self.prompter.token_ids[self.target[rows]]]
         sizes = np.array([len(code) for code in codes])
-        appended = [] if self.encoder_decoder else [code[:-1].tolist() for code in codes]
+        appended = [] if self.decoder_start is not None else [code[:-1].tolist() for code in codes]
         full = [p + a for p, a in zip(prompts, appended, strict=True)] if appended else prompts
         length = max(map(len, full))
         ids = np.array([row + [0] * (length - len(row)) for row in full])
@@ -66,9 +61,9 @@ class SingleBatches:
         owner = np.repeat(np.arange(len(rows)), sizes)
         boundary = int((~self.search[rows]).sum())
         decoder = None
-        if self.encoder_decoder:
+        if self.decoder_start is not None:
             width = sizes.max()
-            start = self.prompter.tokenizer.pad_token_id  # T5 starts its decoder with padding
+            start = self.decoder_start
             decoder = torch.from_numpy(np.array([[start, *code[:-1], *[0] * (width - len(code))] for code in codes]))
             at = owner * width + level
         else:

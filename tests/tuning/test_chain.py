@@ -30,7 +30,7 @@ def test_chain_losses_equal_single_target_rows(train: pl.DataFrame, prompter: Pr
     model = item_model(make, attention)
     with torch.no_grad():
         by_chain = torch.cat([model(batch) for batch in chain(train, prompter)(0)])
-        single = SingleBatches(train, prompter, batch_tokens=64, encoder_decoder=False, seed=0)
+        single = SingleBatches(train, prompter, batch_tokens=64, decoder_start=None, seed=0)
         one_by_one = torch.cat([model(batch) for batch in single(0)])
     assert len(by_chain) == len(train)
     torch.testing.assert_close(by_chain.sort().values, one_by_one.sort().values, atol=2e-5, rtol=1e-5)

@@ -28,7 +28,7 @@ def test_loss_is_the_log_probability_of_the_id_tokens_level_by_level(build, enco
     prompter = two_level_prompter(tokenizer)
     model = build(27)
     items = ItemModel(model, 20, LEVELS, False)
-    batches = SingleBatches(train, prompter, batch_tokens=10_000, encoder_decoder=encoder_decoder, seed=0)
+    batches = SingleBatches(train, prompter, batch_tokens=10_000, decoder_start=0 if encoder_decoder else None, seed=0)
     batch = batches.collate(np.argsort(batches.search, kind="stable"))
     with torch.no_grad():
         losses = items(batch).view(-1, 2)
@@ -47,7 +47,7 @@ def test_loss_is_the_log_probability_of_the_id_tokens_level_by_level(build, enco
 
 def test_vocabulary_loss_is_a_softmax_over_everything(tokenizer, train, prompter) -> None:
     model = llama(20 + ITEMS)
-    batches = SingleBatches(train, prompter, batch_tokens=10_000, encoder_decoder=False, seed=0)
+    batches = SingleBatches(train, prompter, batch_tokens=10_000, decoder_start=None, seed=0)
     batch = batches.collate(np.arange(len(train)))
     with torch.no_grad():
         logits = model(batch.input_ids, attention_mask=batch.mask).logits.flatten(0, 1)[batch.at]
@@ -68,7 +68,7 @@ def test_tuned_and_folded_model_survives_export(build, encoder_decoder, tokenize
     config = Config.model_validate({"null_space": {"rule": "none"}, "tuning": {"rank": 8, "lr": 1e-2, "item_lr": 1e-2}})
     items = ItemModel(model, first, (ITEMS,), False)
     method = make(config, items, tmp_path)
-    batches = SingleBatches(train, prompter, batch_tokens=10_000, encoder_decoder=encoder_decoder, seed=0)
+    batches = SingleBatches(train, prompter, batch_tokens=10_000, decoder_start=0 if encoder_decoder else None, seed=0)
     batch = batches.collate(np.argsort(batches.search, kind="stable"))
     losses = []
     for _ in range(12):

@@ -1,0 +1,179 @@
+"""The whole chain on own logs: a tiny catalogue, a tiny backbone, every stage for real."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from gemst import layout, stages
+from gemst.config import Config
+from gemst.errors import GemstError
+from gemst.files import read_json
+
+GENRES = ["comedy", "drama", "thriller"]
+WORDS = ["History", "Next", "Find", ":", "the", "film", "old", "new", *GENRES, *"abcdefghijkl"]
+
+
+def words(folder: Path) -> int:
+    """Save a word-level tokenizer; returns its size."""
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    plain = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    plain.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    return len(vocabulary)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Logs, backbone, encoder and general text as a user's project folder holds them."""
+    root = tmp_path_factory.mktemp("project")
+    rng = np.random.default_rng(0)
+    items = [f"i{n}" for n in range(12)]
+    (root / "logs").mkdir()
+    pl.DataFrame(
+        {
+            "item_id": items,
+            "title": [f"the {name} film" for name in "abcdefghijkl"],
+            "categories": [[GENRES[n % 3]] for n in range(12)],
+        }
+    ).write_parquet(root / "logs" / "items.parquet")
+    rows = [
+        (
+            f"u{user}",
+            items[item],
+            dt.datetime(2024, 1, 1, tzinfo=dt.UTC) + dt.timedelta(hours=int(at)),
+            GENRES[item % 3] if at % 2 else None,
+        )
+        for user in range(20)
+        for at, item in enumerate(rng.permutation(12)[:9])
+    ]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "query"], orient="row").write_parquet(
+        root / "logs" / "events.parquet"
+    )
+    size = words(root / "backbone")
+    words(root / "encoder")
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=128, tie_word_embeddings=True, pad_token_id=0,
+        )
+    ).save_pretrained(root / "backbone")  # fmt: skip
+    BertModel(
+        BertConfig(vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    ).save_pretrained(root / "encoder")
+    text = [" ".join(rng.choice(WORDS, 60)) for _ in range(30)]
+    pl.DataFrame({"title": [f"t{i}" for i in range(30)], "text": text}).write_parquet(root / "general.parquet")
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(project: Path) -> Config:
+    return Config.model_validate(
+        {
+            "data": {"source": "table", "path": "logs"},
+            "backbone": {"name": "backbone"},
+            "item_ids": {"encoder": "encoder"},
+            "null_space": {"corpus": "general.parquet", "tokens": 600, "sequence_length": 50, "energy": 0.2},
+            "tuning": {
+                "rank": 4, "lr": 1e-2, "item_lr": 1e-2, "epochs": 30, "chain_items": 12, "batch_tokens": 400,
+                "validate_every": 40, "refresh_every": 10, "precision": "fp32",
+            },
+            "evaluation": {"drift_tokens": 400, "bootstrap": 50},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ran(project: Path, config: Config) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        for stage in (
+            stages.ingest, stages.validate, stages.split, stages.tokenize, stages.null_space, stages.tune,
+            stages.evaluate, stages.register,
+        ):  # fmt: skip
+            stage(config)
+    return project
+
+
+def test_the_chain_ends_with_a_champion_and_the_same_numbers_everywhere(ran: Path, config, monkeypatch) -> None:
+    monkeypatch.chdir(ran)
+    metrics = read_json(layout.EVALUATION / "metrics.json")
+    assert set(metrics["references"]) >= {"popularity", "co-visits", "bm25", "lookup", "dense"}
+    assert metrics["counts"]["test"] == 40
+    run = read_json(layout.TUNING / "run.json")
+    assert run["largest_leak"] < 1e-5
+    import mlflow
+
+    logged = mlflow.MlflowClient("sqlite:///mlruns/mlflow.db").get_run(run["run_id"]).data
+    assert logged.metrics["test/search/ndcg_at_10"] == metrics["model"]["search"]["ndcg@10"]
+    assert logged.params["tuning.rank"] == "4"
+    assert "<html" in (layout.EVALUATION / "report.html").read_text()
+
+
+def test_old_vocabulary_and_norms_keep_their_bits_and_linears_move(ran: Path, monkeypatch) -> None:
+    monkeypatch.chdir(ran)
+    before = LlamaForCausalLM.from_pretrained("backbone").state_dict()
+    after = LlamaForCausalLM.from_pretrained(layout.MODEL).state_dict()
+    old = len(before["model.embed_tokens.weight"])
+    for name, value in before.items():
+        same = torch.equal(after[name][:old] if "embed" in name or "lm_head" in name else after[name], value)
+        assert same == ("proj" not in name), name
+
+
+def test_recommend_and_search_return_unseen_titles_best_first(ran: Path, config, monkeypatch) -> None:
+    monkeypatch.chdir(ran)
+    met = set(pl.read_parquet(layout.VALIDATED / "events.parquet").filter(user_id="u3")["item_id"])
+    for found in (stages.recommend(config, "u3", 3), stages.search(config, "u3", "comedy", 3)):
+        assert found["rank"].to_list() == [1, 2, 3]
+        assert found["score"].is_sorted(descending=True)
+        assert not met & set(found["item_id"])
+        assert found["title"].null_count() == 0
+
+
+def test_a_query_that_spells_an_item_token_stays_text(ran: Path, config, monkeypatch) -> None:
+    monkeypatch.chdir(ran)
+    from gemst.backbone import load_tuned
+
+    tuned = load_tuned(layout.MODEL)
+    spelled = tuned.prompter.suffixes(["<item_0>"])[0]
+    assert max(spelled) < tuned.first
+
+
+@pytest.mark.parametrize(
+    ("stage", "missing"),
+    [
+        (stages.ingest, r"logs does not exist.*gemst fetch"),
+        (stages.validate, r"artifacts/tables/items.parquet does not exist.*gemst ingest"),
+        (stages.split, r"gemst validate"),
+        (stages.tokenize, r"gemst validate"),
+        (stages.tune, r"gemst validate"),
+        (stages.evaluate, r"artifacts/model/gemst.json does not exist.*gemst tune"),
+        (stages.register, r"metrics.json does not exist.*gemst evaluate"),
+    ],
+)
+def test_a_stage_before_its_inputs_names_the_command_that_makes_them(
+    tmp_path, config, monkeypatch, stage, missing
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GemstError, match=missing):
+        stage(config)
+
+
+@pytest.mark.parametrize(("user", "query", "k", "says"), [
+    ("nobody", None, 3, "user 'nobody' has no event"), ("u3", None, 0, "k = 0 is out of bounds"),
+    ("u3", "  ", 3, "the query is empty"),
+])  # fmt: skip
+def test_bad_requests_name_the_bound(ran: Path, config, monkeypatch, user, query, k, says) -> None:
+    monkeypatch.chdir(ran)
+    with pytest.raises(GemstError, match=says):
+        stages.recommend(config, user, k) if query is None else stages.search(config, user, query, k)
