@@ -58,14 +58,12 @@ def split(config: Config) -> Summary:
     with stage("split") as summary:
         items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
         events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
-        splits = examples.build(items, events, config.data, config.seed)
         with atomic_folder(layout.EXAMPLES) as folder:
-            for name in ("train", "valid", "test"):
-                getattr(splits, name).write_parquet(folder / f"{name}.parquet")
-                summary.written[name] = len(getattr(splits, name))
-            write_json(folder / "split.json", splits.counts)
+            counts = examples.write(items, events, config.data, config.seed, folder)
+            write_json(folder / "split.json", counts)
         summary.read |= {"items": len(items), "events": len(events)}
-        summary.dropped |= {rule: rows for rule, rows in splits.counts.get("dropped", {}).items() if rows}
+        summary.written |= {name: counts[name] for name in ("train", "valid", "test")}
+        summary.dropped |= {rule: rows for rule, rows in counts["dropped"].items() if rows}
     return summary
 
 

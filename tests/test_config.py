@@ -108,7 +108,7 @@ def test_paper_presets_carry_the_released_settings():
     for name in ("paper-qilin", "paper-amazon-electronics"):
         tuning = config.load(ROOT / f"configs/{name}.yaml").tuning
         assert (tuning.rank, tuning.lr, tuning.epochs, tuning.weight_decay, tuning.refresh_every) == (
-            1024,
+            768,
             5e-4,
             50,
             0.01,

@@ -2,75 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gemst.config import Config
 from gemst.tuning.batches import Batch
-from gemst.tuning.methods import Facts
+from gemst.tuning.methods.plain import PlainMethod
 from gemst.tuning.model import ItemModel
 from gemst.tuning.subspace import matching
 
 
-class FullMethod:
-    """AdamW on every matching Linear's weight and on the item rows: the method to beat."""
-
-    needs_start = False
+class FullMethod(PlainMethod):
+    """AdamW on every matching Linear's weight: the method to beat."""
 
     def __init__(self, config: Config, items: ItemModel) -> None:
-        self.tuning = config.tuning
-        self.named: dict[str, nn.Parameter] = {
-            name: module.weight  # type: ignore[misc]
-            for name, module in matching(items.model, config.tuning.modules).items()
-        }
-        for weight in self.named.values():
-            weight.requires_grad_(True)
-        self.rows = [items.items_in, items.items_out]
-        self.optimizer = self._optimizer()
-
-    def _groups(self) -> list[dict[str, Any]]:
-        tuning = self.tuning
-        return [
-            {"params": list(self.named.values()), "lr": tuning.lr, "weight_decay": tuning.weight_decay},
-            {"params": self.rows, "lr": tuning.item_lr, "weight_decay": 0.0},
-        ]
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self._groups(), betas=self.tuning.betas)
-
-    def prepare(self, targets: tuple[int, int], observe: bool) -> None:
-        """Nothing to do."""
-
-    def enter(self, batch: Batch) -> None:
-        """Nothing to do."""
-
-    def backward(self, losses: Tensor, batch: Batch) -> None:
-        losses.sum().backward()
-
-    def start(self) -> None:
-        """Never asked for."""
-
-    def merge(self) -> None:
-        """Nothing to do: gradients are summed as they come."""
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def step(self, facts: Facts) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def weights(self) -> dict[str, Tensor]:
-        return {name: weight.detach() for name, weight in self.named.items()}
-
-    def observations(self) -> tuple[dict[str, float], list[dict[str, float | str]]]:
-        return {}, []
-
-    def finish(self) -> None:
-        for weight in self.named.values():
-            weight.requires_grad_(False)
+        modules = matching(items.model, config.tuning.modules)
+        super().__init__(config, items, {name: module.get_parameter("weight") for name, module in modules.items()})
 
 
 class GaloreMethod(FullMethod):
