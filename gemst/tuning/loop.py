@@ -19,7 +19,7 @@ from gemst.tuning.methods import Facts, Method
 from gemst.tuning.model import ItemModel
 
 _OBSERVE_EVERY = 20
-_TIMED_STEPS = 20  # a time limit cuts the schedule once, after this many steps were timed
+_TIMED_STEPS = 20  # how often a time limit looks at the clock
 
 
 @dataclass
@@ -53,6 +53,12 @@ def rate(tuning: Tuning, step: int, total: int) -> float:
     return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[tuning.schedule]
 
 
+def affordable(state: State, limit: float, per_step: float) -> int:
+    """Steps of the schedule that fit into `limit` seconds; it is only ever shortened, and never below the next step."""
+    left = int((limit - state.seconds) / per_step)
+    return min(state.total, max(state.step + left, state.step + 1))
+
+
 def train(
     items: ItemModel,
     method: Method,
@@ -70,6 +76,7 @@ def train(
     peaks = [group["lr"] for group in method.optimizer.param_groups] if state.step == 0 else [tuning.lr, tuning.item_lr]
     stream = _stream(batches, state, tuning.accumulate, device)
     began, timed = time.perf_counter() - state.seconds, 0.0
+    timed_from = state.step + _TIMED_STEPS // 4  # the first steps of a process are slower than the rest
     items.train()
     with Progress("tuning", total=state.total, done=state.step) as progress:
         while state.step < state.total:
@@ -77,7 +84,7 @@ def train(
             if state.step == 0 and method.needs_start:
                 _backward(items, method, micro, tuning, device, observe=False)
                 method.start()
-            if state.step == _TIMED_STEPS // 4:
+            if state.step == timed_from:
                 timed = time.perf_counter()
             started = time.perf_counter()
             observe = state.step % _OBSERVE_EVERY == 0
@@ -99,10 +106,9 @@ def train(
                 observed, rows = method.observations()
                 scalars |= observed
                 state.layers += [{"step": state.step, **row} for row in rows]
-            if state.step == _TIMED_STEPS and tuning.max_minutes is not None:
-                per_step = (time.perf_counter() - timed) / (_TIMED_STEPS - _TIMED_STEPS // 4)
-                affordable = int((60 * tuning.max_minutes - state.seconds) / per_step) + state.step
-                state.total = min(state.total, max(affordable, state.step + 1))
+            if tuning.max_minutes is not None and state.step % _TIMED_STEPS == 0 and state.step > timed_from:
+                per_step = (time.perf_counter() - timed) / (state.step - timed_from)
+                state.total = affordable(state, 60 * tuning.max_minutes, per_step)
                 progress.total = state.total
             if state.step % tuning.validate_every == 0 or state.step == state.total:
                 scalars |= (scores := validate())

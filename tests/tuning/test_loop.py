@@ -11,7 +11,7 @@ from gemst.config import Config
 from gemst.tuning.chain import ChainBatches
 from gemst.tuning.checkpoint import Checkpoints
 from gemst.tuning.events import load_events
-from gemst.tuning.loop import rate, train
+from gemst.tuning.loop import State, affordable, rate, train
 from gemst.tuning.methods import make
 from gemst.tuning.model import ItemModel
 from tests.tuning.conftest import ITEMS, llama
@@ -95,6 +95,15 @@ def test_a_time_limit_shortens_the_schedule(tmp_path: Path, train, prompter) -> 
     )
     assert 20 <= state.step < 3000
     assert state.step == state.total
+
+
+@pytest.mark.parametrize(
+    ("step", "seconds", "per_step", "total"),
+    [(20, 40.0, 2.0, 200), (20, 40.0, 4.0, 110), (100, 390.0, 4.0, 102), (150, 500.0, 4.0, 151)],
+)
+def test_a_schedule_is_shortened_to_what_the_limit_affords(step, seconds, per_step, total) -> None:
+    """400 s and 200 steps: enough at 2 s a step, cut at 4 s; out of time, one more step ends the run."""
+    assert affordable(State(step=step, seconds=seconds, total=200), 400.0, per_step) == total
 
 
 def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path: Path, train, prompter) -> None:
