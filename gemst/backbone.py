@@ -36,7 +36,9 @@ def load(backbone: Backbone) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # loading takes a second; the stages show progress of their own
     try:
         config = AutoConfig.from_pretrained(backbone.name)
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
