@@ -56,6 +56,7 @@ class Gems(torch.optim.Optimizer):
         self.gates = (gate.config.rec, 1 - gate.config.rec)
         self.energy: dict[str, float] = {}  # captured energy by layer, as of its last refresh
         self._names = list(attached.layers)
+        self._scratch: dict[tuple[int, ...], Tensor] = {}
         groups: list[dict[str, Any]] = [
             {"params": [layer.coefficients for layer in attached.layers.values()], "lr": lr, "kind": "subspace",
              "scale": scale, "weight_decay": weight_decay, "steps": 0, "decay": 0.0},
@@ -102,7 +103,7 @@ class Gems(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not bool(torch.stack([g.isfinite().all() for g in gradients]).all()):
+        if not bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
             self.skipped += 1
             for layer in self.attached.layers.values():
                 layer.sketch = layer.shared_by_task = None
@@ -148,11 +149,16 @@ class Gems(torch.optim.Optimizer):
         ]))  # fmt: skip
         live, correct1, correct2, weight = by_column.to(gradient)
         state["exp_avg"].lerp_(gradient, live * (1 - beta1))
-        state["exp_avg_sq"].lerp_(gradient * gradient, live * (1 - beta2))
-        size = (state["exp_avg_sq"] / correct2).sqrt_().add_(group["eps"])
-        normalised = (state["exp_avg"] / size).div_(correct1)
+        # One scratch per shape: on CPU a fresh buffer per operation costs more than the arithmetic.
+        shape = tuple(gradient.shape)
+        if shape not in self._scratch:
+            self._scratch[shape] = torch.empty_like(gradient)
+        scratch = self._scratch[shape]
+        state["exp_avg_sq"].lerp_(torch.mul(gradient, gradient, out=scratch), live * (1 - beta2))
+        size = torch.div(state["exp_avg_sq"], correct2, out=scratch).sqrt_().add_(group["eps"])
+        normalised = torch.div(state["exp_avg"], size, out=scratch).mul_(live / correct1)
         if self.gate.config.kind == "learned":
-            state["applied"] = normalised * live
+            state["applied"] = normalised.clone()
         normalised *= weight
         delta = -group["lr"] * group["scale"]
         if layer.transposed:
