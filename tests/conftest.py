@@ -1,12 +1,22 @@
 """Fixtures that several rooms share. Heavy imports stay inside them: most tests need none."""
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from gemst import layout
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_server() -> Iterator[None]:
+    """Every test starts and ends without MLflow's address in the environment: `set_tracking_uri` exports it."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +33,6 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Path:
     """A project folder (the working directory) where everything up to evaluate has run; MLflow knows nothing yet."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     layout.MLRUNS.mkdir()
     shutil.copy(empty_database, layout.MLRUNS / "mlflow.db")
     from gemst import item_ids

@@ -112,9 +112,9 @@ def test_the_chain_ends_with_a_champion_and_the_same_numbers_everywhere(ran: Pat
     assert metrics["counts"]["test"] == 40
     run = read_json(layout.TUNING / "run.json")
     assert run["largest_leak"] < 1e-5
-    import mlflow
+    from gemst.registry.store import connect
 
-    logged = mlflow.MlflowClient("sqlite:///mlruns/mlflow.db").get_run(run["run_id"]).data
+    logged = connect().get_run(run["run_id"]).data
     assert logged.metrics["test/search/ndcg_at_10"] == metrics["model"]["search"]["ndcg@10"]
     assert logged.params["tuning.rank"] == "4"
     assert "<html" in (layout.EVALUATION / "report.html").read_text()

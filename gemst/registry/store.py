@@ -61,7 +61,10 @@ def connect(create: bool = True) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow
 
+    named = "MLFLOW_TRACKING_URI" in os.environ
     mlflow.set_tracking_uri(uri)
+    if not named:  # MLflow exports the address; in another folder of this process it would be the wrong one
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     return mlflow.MlflowClient()
 
