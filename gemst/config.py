@@ -135,6 +135,9 @@ class Tuning(Section):
     max_minutes: PositiveFloat | None = Field(
         None, description="stop the schedule so that tuning ends within this time; null trains all epochs"
     )
+    max_tokens: Positive | None = Field(
+        None, description="end the schedule with the last step inside this many tokens: one budget for every method"
+    )
     layout: Literal["chain", "single"] = Field(
         "chain", description="chain: one row carries many targets of a user and task"
     )

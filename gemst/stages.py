@@ -125,7 +125,8 @@ def tune(config: Config) -> Summary:
                 layout.TUNING / "run.json",
                 {
                     "run_id": run.run_id, "steps": outcome.steps, "epochs": round(outcome.epochs, 3),
-                    "seconds": round(outcome.seconds, 1), "best_valid_joint": outcome.best,
+                    "tokens": outcome.tokens, "seconds": round(outcome.seconds, 1),
+                    "seconds_per_step": round(outcome.seconds_per_step, 3), "best_valid_joint": outcome.best,
                     "largest_leak": outcome.largest_leak,
                 },
             )  # fmt: skip

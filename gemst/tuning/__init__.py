@@ -24,7 +24,9 @@ class Outcome:
 
     steps: int
     epochs: float
+    tokens: int
     seconds: float
+    seconds_per_step: float  # validation and checkpoints left out
     best: float  # harmonic mean of both validation NDCG@10
     largest_leak: float | None
 
@@ -115,7 +117,10 @@ def run(
     layers.write_parquet(tuning_folder / "diagnostics.parquet")
     checkpoints.clear()
     epochs = state.step / batches.steps_per_epoch(config.tuning.accumulate)
-    return Outcome(state.step, epochs, state.seconds, state.best, max(leaks.values()) if leaks else None)
+    leak = max(leaks.values()) if leaks else None
+    return Outcome(
+        state.step, epochs, state.tokens, state.seconds, state.stepping / max(state.step, 1), state.best, leak
+    )
 
 
 def _decoder_start(model: PreTrainedModel) -> int | None:

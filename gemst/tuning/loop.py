@@ -33,6 +33,8 @@ class State:
     best: float = -math.inf
     stale: int = 0  # validations since the best
     seconds: float = 0.0
+    tokens: int = 0  # of all steps, padding left out
+    stepping: float = 0.0  # seconds in steps alone: no validation, no checkpoint
     curves: list[tuple[int, str, float]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
 
@@ -51,6 +53,19 @@ def rate(tuning: Tuning, step: int, total: int) -> float:
         return (step + 1) / warm
     done = (step - warm) / max(1, total - warm)
     return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[tuning.schedule]
+
+
+def schedule(batches: Callable[[int], Iterator[Batch]], steps_per_epoch: int, tuning: Tuning) -> int:
+    """Steps of the run: those of `tuning.epochs`, or as many of them as fit into `tuning.max_tokens`; at least one."""
+    steps = max(1, round(tuning.epochs * steps_per_epoch))
+    if tuning.max_tokens is None:
+        return steps
+    spent = 0
+    for step, (_, tokens) in enumerate(_stream(batches, State(), tuning.accumulate, torch.device("cpu"))):
+        spent += tokens
+        if spent > tuning.max_tokens or step == steps:
+            return max(step, 1)
+    raise AssertionError("batches never end")
 
 
 def affordable(state: State, limit: float, per_step: float) -> int:
@@ -72,7 +87,7 @@ def train(
 ) -> State:
     """Run the schedule to its end, its time limit or its patience; the model is left at its best validation."""
     device = items.items_in.device
-    state = checkpoints.resume(items, method) or State(total=max(1, round(tuning.epochs * steps_per_epoch)))
+    state = checkpoints.resume(items, method) or State(total=schedule(batches, steps_per_epoch, tuning))
     peaks = [group["lr"] for group in method.optimizer.param_groups] if state.step == 0 else [tuning.lr, tuning.item_lr]
     stream = _stream(batches, state, tuning.accumulate, device)
     began, timed = time.perf_counter() - state.seconds, 0.0
@@ -96,11 +111,14 @@ def train(
             norm = float(torch.nn.utils.clip_grad_norm_(method.parameters(), tuning.clip))
             method.step(facts)
             state.step += 1
+            state.tokens += tokens
+            spent = time.perf_counter() - started
+            state.stepping += spent
             state.seconds = time.perf_counter() - began
             scalars = {
                 "train/loss_rec": facts.losses[0], "train/loss_src": facts.losses[1], "train/gradient_norm": norm,
                 "lr": peaks[0] * factor, "lr_items": peaks[1] * factor,
-                "tokens_per_s": tokens / (time.perf_counter() - started),
+                "tokens_per_s": tokens / spent,
             }  # fmt: skip
             if observe:
                 observed, rows = method.observations()

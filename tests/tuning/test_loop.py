@@ -97,6 +97,23 @@ def test_a_time_limit_shortens_the_schedule(tmp_path: Path, train, prompter) -> 
     assert state.step == state.total
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_token_budget_is_the_schedules_end(tmp_path: Path, train, prompter, accumulate: int) -> None:
+    """The last step is the last one inside the budget, and the learning rate has come down to its end by then."""
+    _, whole, _ = run(tmp_path / "a", train, prompter, accumulate=accumulate)
+    budget = whole.tokens // 2
+    _, state, _ = run(tmp_path / "b", train, prompter, accumulate=accumulate, max_tokens=budget, epochs=1000)
+    per_step = whole.tokens / whole.step
+    assert budget - 2 * per_step < state.tokens <= budget
+    assert state.step == state.total
+    rates = [value for _, name, value in state.curves if name == "lr"]
+    assert rates[-1] < 0.3 * max(rates)
+    _, limited, _ = run(tmp_path / "c", train, prompter, accumulate=accumulate, max_tokens=10 * whole.tokens)
+    assert limited.total == whole.total
+    _, one, _ = run(tmp_path / "d", train, prompter, accumulate=accumulate, max_tokens=1)
+    assert one.step == 1
+
+
 @pytest.mark.parametrize(
     ("step", "seconds", "per_step", "total"),
     [(20, 40.0, 2.0, 200), (20, 40.0, 4.0, 110), (100, 390.0, 4.0, 102), (150, 500.0, 4.0, 151)],
