@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gemst import layout, stages
+from gemst import item_ids, layout, stages
 from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.files import read_json
@@ -44,6 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "item_id": items,
             "title": [f"the {name} film" for name in "abcdefghijkl"],
             "categories": [[GENRES[n % 3]] for n in range(12)],
+            "embedding": rng.standard_normal((12, 4)).tolist(),
         }
     ).write_parquet(root / "logs" / "items.parquet")
     rows = [
@@ -147,6 +149,19 @@ def test_a_query_that_spells_an_item_token_stays_text(ran: Path, config, monkeyp
     tuned = load_tuned(layout.MODEL)
     spelled = tuned.prompter.suffixes(["<item_0>"])[0]
     assert max(spelled) < tuned.first
+
+
+def test_own_item_vectors_reach_the_identifiers(ran: Path, tmp_path, monkeypatch) -> None:
+    shutil.copytree(ran / "artifacts", tmp_path / "artifacts")
+    monkeypatch.chdir(tmp_path)
+    given = pl.read_parquet(ran / "logs" / "items.parquet").sort("item_id")
+    kept = pl.read_parquet(layout.VALIDATED / "items.parquet").sort("item_id")
+    np.testing.assert_allclose(kept["embedding"].to_list(), given["embedding"].to_list(), rtol=1e-6)
+    settings = {"strategy": "rq-kmeans", "embedding": "column", "levels": 2, "codebook_size": 4}
+    stages.tokenize(Config.model_validate({"item_ids": settings}))  # no encoder is there: only the column can serve
+    ids = item_ids.load(layout.ITEM_IDS)
+    assert ids.strategy == "rq-kmeans"
+    assert sorted(ids.item_id) == given["item_id"].to_list()
 
 
 @pytest.mark.parametrize(

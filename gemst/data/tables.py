@@ -19,6 +19,7 @@ TASKS = (RECOMMENDATION, SEARCH)
 TIME = pl.Datetime("ms", "UTC")
 
 ITEMS = pl.Schema({"item_id": pl.String(), "title": pl.String(), "text": pl.String(), "categories": pl.List(pl.String)})
+VECTORS = pl.Schema({"embedding": pl.List(pl.Float32)})  # an items table has this column where the user brings vectors
 EVENTS = pl.Schema(
     {
         "user_id": pl.String(), "item_id": pl.String(), "timestamp": TIME, "task": pl.String(), "query": pl.String(),
@@ -56,11 +57,13 @@ def codes(values: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def conform(table: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFrame:
-    """Columns of `schema` in its order; absent optional ones become null.
+    """Columns of `schema` in its order; absent optional ones become null. Items keep their own vectors.
 
     Raises GemstError when a column is absent that must be there, or has another type.
     """
     optional = {"text", "categories", "query", "request_id", "shown"}
+    if schema is ITEMS and VECTORS.keys() <= set(table.columns):
+        schema = pl.Schema({**ITEMS, **VECTORS})
     missing = [column for column in schema if column not in table.columns and column not in optional]
     if missing:
         found = ", ".join(table.columns)

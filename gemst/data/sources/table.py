@@ -1,6 +1,6 @@
 """Own logs: `items` and `events` as Parquet or CSV in one folder.
 
-    items.parquet or items.csv     item_id, title; optional: text, categories
+    items.parquet or items.csv     item_id, title; optional: text, categories, embedding (item_ids.embedding: column)
     events.parquet or events.csv   user_id, item_id, timestamp; optional: task, query, request_id, shown
 
 Columns with other names are mapped in params.yaml, for both tables or for one:
@@ -24,11 +24,11 @@ import polars as pl
 from gemst.config import Data
 from gemst.data.sources.base import Loaded
 from gemst.data.sources.text import numeric_time, read_separated
-from gemst.data.tables import EVENTS, ITEMS, RECOMMENDATION, SEARCH, TIME
+from gemst.data.tables import EVENTS, ITEMS, RECOMMENDATION, SEARCH, TIME, VECTORS
 from gemst.errors import GemstError
 
 _NEEDED = {"items": ("item_id", "title"), "events": ("user_id", "item_id", "timestamp")}
-_SCHEMAS = {"items": ITEMS, "events": EVENTS}
+_SCHEMAS = {"items": pl.Schema({**ITEMS, **VECTORS}), "events": EVENTS}
 
 
 def load(config: Data) -> Loaded:
@@ -92,11 +92,11 @@ def _typed(raw: pl.DataFrame, name: str, wanted: pl.DataType) -> pl.Expr:
     if wanted == TIME:
         return _time(column, kind, name)
     if isinstance(wanted, pl.List):
-        if isinstance(kind, pl.List):
-            return column.cast(wanted)
+        if isinstance(kind, pl.List | pl.Array):
+            return column.cast(wanted, strict=False)
         if kind in (pl.String, pl.Null):
             parts = column.cast(pl.String).str.split("|").list.eval(pl.element().str.strip_chars())
-            return parts.list.eval(pl.element().filter(pl.element() != ""))
+            return parts.list.eval(pl.element().filter(pl.element() != "")).cast(wanted, strict=False)
     elif kind == pl.String or kind.is_integer() or kind in (pl.Null, pl.Categorical, pl.Enum):
         return column.cast(pl.String)
     raise GemstError(f"column {name!r} is {kind}, which is no {wanted}", "Convert it before `gemst ingest`")

@@ -87,6 +87,23 @@ def test_canonical_tables_come_back_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "vectors",
+    [
+        pl.Series([[0.5, 1.0], [2.0, -1.0]]),
+        pl.Series([[0.5, 1.0], [2.0, -1.0]], dtype=pl.Array(pl.Float64, 2)),
+        pl.Series(["0.5 | 1", "2|-1e0"]),
+    ],
+)
+def test_own_item_vectors_come_along(tmp_path, vectors):
+    items = pl.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"], "vector": vectors})
+    write(tmp_path, items, pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [MOMENT]}))
+    loaded = sources.load(Data(source="table", path=tmp_path, columns={"embedding": "vector"})).items
+    assert loaded.schema["embedding"] == pl.List(pl.Float32)
+    assert loaded["embedding"].to_list() == [[0.5, 1.0], [2.0, -1.0]]
+    assert "embedding" not in sources.load(Data(source="table", path=tmp_path)).items.columns
+
+
+@pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"user": "customer"}, "maps 'user', which is no column"),
