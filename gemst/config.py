@@ -107,6 +107,9 @@ class Tuning(Section):
 
     method: Literal["gems", "full", "lora", "galore", "pcgrad", "upgrad"] = "gems"
     tasks: Literal["both", "search", "recommendation"] = Field("both", description="one task gives a single-task model")
+    alignment: Fraction = Field(
+        0.0, description="rows that ask for an item by its title, per train example; they count as search"
+    )
     adapter: Literal["lora", "dora"] = Field("lora", description="kind of adapter; method: lora only")
     modules: str = Field(
         r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|SelfAttention\.[qkvo]|EncDecAttention\.[qkvo]"
@@ -157,9 +160,11 @@ class Tuning(Section):
     checkpoint_every: Positive = Field(200, description="steps between checkpoints")
 
     @model_validator(mode="after")
-    def _one_task_has_no_gates(self) -> Tuning:
+    def _tasks_fit(self) -> Tuning:
         if self.tasks != "both" and self.method in ("pcgrad", "upgrad"):
             raise ValueError(f"method {self.method} weighs two tasks; use it with tasks: both")
+        if self.tasks == "recommendation" and self.alignment:
+            raise ValueError("alignment rows count as search; use alignment: 0 with tasks: recommendation")
         return self
 
 

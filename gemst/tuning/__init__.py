@@ -56,6 +56,7 @@ def run(
     from gemst import backbone
     from gemst.prompts import Prompter
     from gemst.tuning import methods
+    from gemst.tuning.alignment import with_alignment
     from gemst.tuning.batches import make_batches
     from gemst.tuning.checkpoint import Checkpoints
     from gemst.tuning.loop import precision
@@ -76,7 +77,8 @@ def run(
         model.set_attn_implementation("eager")  # torch's fused attention is 2-4 times slower on CPU at these lengths
     model.to(device)  # type: ignore[arg-type]
     prompter = Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, config.data.max_history)
-    batches = make_batches(config, train, prompter, _decoder_start(model))
+    examples = with_alignment(train, items, ids, config.tuning.alignment, config.seed)
+    batches = make_batches(config, examples, prompter, _decoder_start(model))
     item_model = ItemModel(model, first, ids.level_sizes, config.tuning.loss == "vocabulary")
     if config.tuning.popularity_prior:
         with torch.no_grad(), precision(config.tuning.precision, device):
