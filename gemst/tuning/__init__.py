@@ -95,7 +95,6 @@ def run(
         item_model,
         method,
         batches,
-        batches.steps_per_epoch(config.tuning.accumulate),
         config.tuning,
         validate=validation,
         log=log,

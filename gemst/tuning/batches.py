@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,14 +40,28 @@ class Batch:
         return Batch(**{**vars(self), **moved})
 
 
-class Batches(Protocol):
-    """Calling it with an epoch's number yields that epoch's batches, the same ones every time."""
+class Batches(ABC):
+    """The batches of every epoch, cheap to plan and made one at a time. Planning an epoch again gives the same plan.
 
-    def __call__(self, epoch: int) -> Iterator[Batch]: ...
+    A batch's rows are sorted by task, and any subset in their order is a batch too: that is how several processes
+    share one.
+    """
+
+    @abstractmethod
+    def plan(self, epoch: int) -> Sequence[Any]:
+        """What `collate` makes each batch of the epoch from: a sequence of rows."""
+
+    @abstractmethod
+    def collate(self, rows: Any) -> Batch:
+        """Tensors of one batch."""
 
     def steps_per_epoch(self, accumulate: int) -> int:
-        """Optimizer steps in one epoch when each takes `accumulate` batches."""
-        ...
+        """Optimizer steps in the first epoch when each takes `accumulate` batches; later epochs differ by a few."""
+        return max(1, len(self.plan(0)) // accumulate)
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        return (self.collate(rows) for rows in self.plan(epoch))
 
 
 def make_batches(config: Config, train: pl.DataFrame, prompter: Prompter, decoder_start: int | None) -> Batches:

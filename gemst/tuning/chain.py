@@ -8,7 +8,6 @@ prompt of the same history. Segments are packed into rows, rows into batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gemst.prompts import Prompter
-from gemst.tuning.batches import Batch
+from gemst.tuning.batches import Batch, Batches
 from gemst.tuning.events import Events, Ints
 
 _OPEN = 64  # rows kept open while packing
@@ -32,7 +31,7 @@ class Segment:
     task: int
 
 
-class ChainBatches:
+class ChainBatches(Batches):
     """Packs segments into rows of `row_tokens` tokens and rows into batches of `batch_tokens`."""
 
     def __init__(
@@ -82,7 +81,7 @@ class ChainBatches:
         span = np.arange(segment.fresh, segment.high)
         return span[(self.events.task[span] == segment.task) & (self.events.items[span] >= 0)]
 
-    def epoch(self, epoch: int) -> list[list[list[Segment]]]:
+    def plan(self, epoch: int) -> list[list[list[Segment]]]:
         """Batches of rows of segments. Each batch holds both tasks in the epoch's proportion, recommendation first."""
         segments = self.segments(epoch)
         lengths = [self.length(s) for s in segments]
@@ -181,15 +180,6 @@ class ChainBatches:
             labels=np.concatenate(codes).astype(np.int64),
             level=np.concatenate([np.arange(len(code)) for code in codes]),
         )
-
-    def steps_per_epoch(self, accumulate: int) -> int:
-        """Optimizer steps in the first epoch (later ones are cut at other places and may differ by a few)."""
-        return max(1, len(self.epoch(0)) // accumulate)
-
-    def __call__(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch."""
-        for rows in self.epoch(epoch):
-            yield self.collate(rows)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 
 from gemst.config import Tuning
 from gemst.progress import Progress
-from gemst.tuning.batches import Batch
+from gemst.tuning.batches import Batch, Batches
 from gemst.tuning.checkpoint import Checkpoints
 from gemst.tuning.methods import Facts, Method
 from gemst.tuning.model import ItemModel
@@ -55,9 +55,9 @@ def rate(tuning: Tuning, step: int, total: int) -> float:
     return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[tuning.schedule]
 
 
-def schedule(batches: Callable[[int], Iterator[Batch]], steps_per_epoch: int, tuning: Tuning) -> int:
+def schedule(batches: Batches, tuning: Tuning) -> int:
     """Steps of the run: those of `tuning.epochs`, or as many of them as fit into `tuning.max_tokens`; at least one."""
-    steps = max(1, round(tuning.epochs * steps_per_epoch))
+    steps = max(1, round(tuning.epochs * batches.steps_per_epoch(tuning.accumulate)))
     if tuning.max_tokens is None:
         return steps
     spent = 0
@@ -77,8 +77,7 @@ def affordable(state: State, limit: float, per_step: float) -> int:
 def train(
     items: ItemModel,
     method: Method,
-    batches: Callable[[int], Iterator[Batch]],
-    steps_per_epoch: int,
+    batches: Batches,
     tuning: Tuning,
     *,
     validate: Callable[[], dict[str, float]],
@@ -87,8 +86,8 @@ def train(
 ) -> State:
     """Run the schedule to its end, its time limit or its patience; the model is left at its best validation."""
     device = items.items_in.device
-    state = checkpoints.resume(items, method) or State(total=schedule(batches, steps_per_epoch, tuning))
-    peaks = [group["lr"] for group in method.optimizer.param_groups] if state.step == 0 else [tuning.lr, tuning.item_lr]
+    state = checkpoints.resume(items, method) or State(total=schedule(batches, tuning))
+    peaks = [tuning.lr, tuning.item_lr]
     stream = _stream(batches, state, tuning.accumulate, device)
     began, timed = time.perf_counter() - state.seconds, 0.0
     timed_from = state.step + _TIMED_STEPS // 4  # the first steps of a process are slower than the rest
@@ -172,19 +171,14 @@ def _backward(
     return Facts(targets, (rec, src))
 
 
-def _stream(
-    batches: Callable[[int], Iterator[Batch]], state: State, accumulate: int, device: torch.device
-) -> Iterator[tuple[list[Batch], int]]:
+def _stream(batches: Batches, state: State, accumulate: int, device: torch.device) -> Iterator[tuple[list[Batch], int]]:
     """Endless steps: (batches of the step, their tokens). Goes on where `state` stands, and keeps it up to date."""
     micro: list[Batch] = []
-    skip = state.batch
     while True:
-        for number, batch in enumerate(batches(state.epoch)):
-            if number < skip:
-                continue
-            micro.append(batch.to(device))
-            state.batch = number + 1
+        for rows in batches.plan(state.epoch)[state.batch :]:
+            micro.append(batches.collate(rows).to(device))
+            state.batch += 1
             if len(micro) == accumulate:
                 yield micro, sum(b.tokens for b in micro)
                 micro = []
-        state.epoch, state.batch, skip = state.epoch + 1, 0, 0
+        state.epoch, state.batch = state.epoch + 1, 0

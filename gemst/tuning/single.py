@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import polars as pl
 import torch
 
 from gemst.prompts import SEARCH, Prompter
-from gemst.tuning.batches import Batch
+from gemst.tuning.batches import Batch, Batches
 
 
-class SingleBatches:
+class SingleBatches(Batches):
     """Length-bucketed batches; each holds both tasks in the data's proportion, recommendation first."""
 
     def __init__(
@@ -28,24 +26,16 @@ class SingleBatches:
         longest = len(prompter.prefix) + prompter.max_history * prompter.token_ids.shape[1] + 24
         self.rows = max(2, batch_tokens // longest)
 
-    def steps_per_epoch(self, accumulate: int) -> int:
-        """Optimizer steps in one epoch."""
-        return max(1, len(self._plan(0)) // accumulate)
-
-    def _plan(self, epoch: int) -> list[np.ndarray]:
-        """Row numbers of every batch: shuffled, bucketed by history length within windows of 50 batches."""
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """Row numbers of every batch, recommendation first: shuffled, bucketed by length in windows of 50 batches."""
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.train))
         window = 50 * self.rows
         pieces = [order[i : i + window] for i in range(0, len(order), window)]
         bucketed = np.concatenate([piece[np.argsort(self.history[piece], kind="stable")] for piece in pieces])
         batches = np.array_split(bucketed, max(1, round(len(bucketed) / self.rows)))
-        return [batches[i] for i in rng.permutation(len(batches))]
-
-    def __call__(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch."""
-        for rows in self._plan(epoch):
-            yield self.collate(rows[np.argsort(self.search[rows], kind="stable")])
+        chosen = [batches[i] for i in rng.permutation(len(batches))]
+        return [rows[np.argsort(self.search[rows], kind="stable")] for rows in chosen]
 
     def collate(self, rows: np.ndarray) -> Batch:
         """Tensors of the examples `rows`, recommendation first."""

@@ -41,7 +41,7 @@ def run(folder: Path, train_frame, prompter, *, die_at: int | None = None, score
             raise Killed
 
     state = train(
-        items, method, batches, batches.steps_per_epoch(config.tuning.accumulate), config.tuning,
+        items, method, batches, config.tuning,
         validate=lambda: {"valid/joint": next(queue, 0.1)}, log=log, checkpoints=Checkpoints(folder / "c", "x"),
     )  # fmt: skip
     return items, state, losses
