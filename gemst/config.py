@@ -151,6 +151,9 @@ class Tuning(Section):
         "auto", description="auto: bf16 compute over fp32 weights where the processor has it, else fp32"
     )
     checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    distributed: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="with several processes: whole model in each, or its weights in shards (docs/distributed.md)"
+    )
     loss: Literal["items", "vocabulary"] = Field(
         "items", description="softmax over the item tokens, or over everything"
     )

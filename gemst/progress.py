@@ -57,13 +57,18 @@ def summary_path(stage: str) -> Path:
 
 
 @contextmanager
-def stage(name: str) -> Iterator[Summary]:
-    """Yield a Summary to fill in; on success measure it, print it and keep it (`summary_path`)."""
+def stage(name: str, shown: bool = True) -> Iterator[Summary]:
+    """Yield a Summary to fill in; on success measure it, print it and keep it (`summary_path`), if it is to be shown.
+
+    Of several processes that run a stage together, one shows it.
+    """
     summary = Summary(name)
     began = time.perf_counter()
     yield summary
     summary.seconds = round(time.perf_counter() - began, 2)
     summary.peak_mib = peak_mib()
+    if not shown:
+        return
     write_json(summary_path(name), asdict(summary))
     print("\n".join(summary.lines()), flush=True)
 
@@ -74,8 +79,8 @@ class Progress:
     `total` may be changed while it runs; None means unknown. Nothing is shown for work that ends within two seconds.
     """
 
-    def __init__(self, label: str, total: int | None = None, done: int = 0) -> None:
-        self.label, self.total, self.done = label, total, done
+    def __init__(self, label: str, total: int | None = None, done: int = 0, shown: bool = True) -> None:
+        self.label, self.total, self.done, self.shown = label, total, done, shown
         self._bar: Bar | None = None
         self._began = self._last = time.monotonic()
         self._first = done
@@ -90,6 +95,8 @@ class Progress:
     def advance(self, text: str = "", by: int = 1) -> None:
         """Count `by` more units as done; `text` says how it goes."""
         self.done += by
+        if not self.shown:
+            return
         now = time.monotonic()
         if sys.stderr.isatty():
             if self._bar is None and now - self._began >= BAR_AFTER:

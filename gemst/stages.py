@@ -6,6 +6,7 @@ takes the whole Config, works in the current folder (gemst/layout.py says where)
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from gemst import layout
@@ -104,32 +105,37 @@ def null_space(config: Config) -> Summary:
 
 
 def tune(config: Config) -> Summary:
-    """Tune the backbone; leaves a plain transformers checkpoint in artifacts/model."""
+    """Tune the backbone; leaves a plain transformers checkpoint in artifacts/model.
+
+    Under torchrun or accelerate launch every process calls it, and the first alone logs and writes.
+    """
     from gemst import item_ids, registry, tuning
     from gemst.data import tables
+    from gemst.tuning.parallel import Processes
 
-    with stage("tune") as summary:
+    with Processes(config.tuning) as processes, stage("tune", shown=processes.first) as summary:
         items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
         train, valid = _examples("train"), _examples("valid")
         ids = item_ids.load(require(layout.ITEM_IDS, made_by="gemst tokenize"))
         if config.tuning.method == "gems" and config.null_space.rule != "none":
             require(layout.NULL_SPACE / "manifest.json", made_by="gemst null-space")
         _set_threads(config)
-        with registry.live(config) as run:
+        with registry.live(config) if processes.first else nullcontext() as run:
             outcome = tuning.run(
                 config, ids, items, train, valid,
                 null_space=layout.NULL_SPACE, item_ids=layout.ITEM_IDS, model_folder=layout.MODEL,
-                tuning_folder=layout.TUNING, log=run.log,
+                tuning_folder=layout.TUNING, processes=processes, log=run.log if run else lambda step, scalars: None,
             )  # fmt: skip
-            write_json(
-                layout.TUNING / "run.json",
-                {
-                    "run_id": run.run_id, "steps": outcome.steps, "epochs": round(outcome.epochs, 3),
-                    "tokens": outcome.tokens, "seconds": round(outcome.seconds, 1),
-                    "seconds_per_step": round(outcome.seconds_per_step, 3), "best_valid_joint": outcome.best,
-                    "largest_leak": outcome.largest_leak,
-                },
-            )  # fmt: skip
+            if run:
+                write_json(
+                    layout.TUNING / "run.json",
+                    {
+                        "run_id": run.run_id, "steps": outcome.steps, "epochs": round(outcome.epochs, 3),
+                        "tokens": outcome.tokens, "seconds": round(outcome.seconds, 1),
+                        "seconds_per_step": round(outcome.seconds_per_step, 3), "best_valid_joint": outcome.best,
+                        "largest_leak": outcome.largest_leak,
+                    },
+                )  # fmt: skip
         summary.read |= {"train": len(train), "valid": len(valid), "items": len(items)}
         summary.written |= {"steps": outcome.steps, "model": str(layout.MODEL)}
         summary.notes.append(f"{outcome.epochs:.2f} epochs, best validation NDCG@10 {outcome.best:.4f} (harmonic mean)")

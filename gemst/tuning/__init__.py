@@ -6,16 +6,20 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import polars as pl
+    from torch import Tensor
     from transformers import PreTrainedModel
 
+    from gemst.backbone import Tuned
     from gemst.config import Config
     from gemst.item_ids import ItemIds
+    from gemst.tuning.methods import Method
+    from gemst.tuning.parallel import Processes
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,15 @@ def run(
     item_ids: Path,
     model_folder: Path,
     tuning_folder: Path,
+    processes: Processes,
     log: Callable[[int, dict[str, float]], None],
 ) -> Outcome:
     """Tune `config.backbone` and write the model and the curves.
 
     `null_space` and `item_ids` are the folders of those stages; `log` is called with every step's scalars. Writes
     `model_folder` (a plain transformers checkpoint, the IDs and gemst.json) and curves.parquet, diagnostics.parquet in
-    `tuning_folder`. Raises GemstError when an input does not fit the backbone.
+    `tuning_folder`. Every process of a run calls it; process 0 alone logs and writes. Raises GemstError when an input
+    does not fit the backbone.
     """
     import polars as pl
     import torch
@@ -58,23 +64,26 @@ def run(
     from gemst.tuning import methods
     from gemst.tuning.alignment import with_alignment
     from gemst.tuning.batches import make_batches
-    from gemst.tuning.checkpoint import Checkpoints
+    from gemst.tuning.checkpoint import Checkpoints, tensors
     from gemst.tuning.loop import precision
     from gemst.tuning.loop import train as train_loop
     from gemst.tuning.model import ItemModel
     from gemst.tuning.norm import freeze_norms, thaw_norms
+    from gemst.tuning.parallel import on_first
     from gemst.tuning.rows import popularity, start_rows
     from gemst.tuning.validation import Validation
 
     torch.manual_seed(config.seed)
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = processes.device
     model, tokenizer = backbone.load(config.backbone)
     rows = start_rows(model, tokenizer, ids, items)
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, rows, rows * config.tuning.item_scale)
     if device.type == "cpu" and not backbone.is_encoder_decoder(model):
         model.set_attn_implementation("eager")  # torch's fused attention is 2-4 times slower on CPU at these lengths
+    if config.tuning.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.to(device)  # type: ignore[arg-type]
     prompter = Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, config.data.max_history)
     examples = with_alignment(train, items, ids, config.tuning.alignment, config.seed)
@@ -82,30 +91,37 @@ def run(
     item_model = ItemModel(model, first, ids.level_sizes, config.tuning.loss == "vocabulary")
     if config.tuning.popularity_prior:
         with torch.no_grad(), precision(config.tuning.precision, device):
-            states = item_model.states(next(batches(0)).to(device))
+            shares = [rows for rows in processes.shares(batches.plan(0)[0]) if rows is not None]
+            states = torch.cat([item_model.states(batches.collate(rows).to(device)) for rows in shares])
         item_model.start_popular(popularity(ids, train), states)
     norms = freeze_norms(model)
-    method = methods.make(config, item_model, null_space)
+    method = methods.make(config, item_model, null_space, processes.shard)
     tuned = backbone.Tuned(model, tokenizer, ids, first, prompter)
-    validation = Validation(config, item_model, tuned, train, valid, device)
+    validation = Validation(config, item_model, tuned, train, valid, processes)
     checkpoints = Checkpoints(
-        tuning_folder.with_name(f".{tuning_folder.name}.checkpoints"), _identity(config, train, ids)
+        tuning_folder.with_name(f".{tuning_folder.name}.checkpoints"), _identity(config, train, ids, null_space)
     )
     state = train_loop(
-        item_model,
-        method,
-        batches,
-        config.tuning,
-        validate=validation,
-        log=log,
-        checkpoints=checkpoints,
+        item_model, method, batches, config.tuning,
+        processes=processes, seed=config.seed, validate=validation, log=log, checkpoints=checkpoints,
+    )  # fmt: skip
+    epochs = state.step / batches.steps_per_epoch(config.tuning.accumulate)
+    outcome = Outcome(
+        state.step, epochs, state.tokens, state.seconds, state.stepping / max(state.step, 1), state.best, None
     )
     method.optimizer.state.clear()
     _release_memory()
-    leaks = _certificate(config, method)
-    method.finish()
-    thaw_norms(model, norms)
-    item_model.fold()
+    weights = on_first(tensors(item_model, method))
+    if not processes.first:
+        return outcome
+    leaks = _certificate(config, method, weights)
+    if processes.sharded:  # shards cannot be taken off a model: a fresh one takes the tuned weights
+        model, tokenizer = _fresh(config, ids, method, weights)
+        tuned = backbone.Tuned(model, tokenizer, ids, first, prompter)
+    else:
+        method.finish()
+        thaw_norms(model, norms)
+        item_model.fold()
     _export(config, tuned, item_ids, model_folder, leaks)
     tuning_folder.mkdir(parents=True, exist_ok=True)
     pl.DataFrame(
@@ -117,11 +133,7 @@ def run(
         layers = layers.join(final, on="module", how="left") if len(layers) else final
     layers.write_parquet(tuning_folder / "diagnostics.parquet")
     checkpoints.clear()
-    epochs = state.step / batches.steps_per_epoch(config.tuning.accumulate)
-    leak = max(leaks.values()) if leaks else None
-    return Outcome(
-        state.step, epochs, state.tokens, state.seconds, state.stepping / max(state.step, 1), state.best, leak
-    )
+    return replace(outcome, largest_leak=max(leaks.values()) if leaks else None)
 
 
 def _decoder_start(model: PreTrainedModel) -> int | None:
@@ -139,26 +151,44 @@ def _release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _identity(config: Config, train: pl.DataFrame, ids: ItemIds) -> str:
-    parts = {name: value for name, value in config.flat().items() if not name.startswith(("registry.", "evaluation."))}
-    content = json.dumps([parts, len(train), len(ids.item_id)], sort_keys=True, default=str)
+def _identity(config: Config, train: pl.DataFrame, ids: ItemIds, null_space: Path) -> str:
+    """What a run is made of. How many processes share the work is no part of it."""
+    other = ("registry.", "evaluation.", "threads", "tuning.distributed")
+    parts = {name: value for name, value in config.flat().items() if not name.startswith(other)}
+    rows = train.select("user_id", "timestamp", "targets").hash_rows().sum()
+    manifest = null_space / "manifest.json"
+    space = manifest.read_text() if manifest.exists() else ""
+    content = json.dumps([parts, len(train), rows, ids.item_id, space], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _certificate(config: Config, method: Any) -> dict[str, float]:
+def _certificate(config: Config, method: Any, after: dict[str, Tensor]) -> dict[str, float]:
     """Leak of the whole change of every layer, against the weights on disk."""
     if not hasattr(method, "certificate") or config.null_space.rule == "none":
         return {}
     from gemst import backbone
 
     before, _ = backbone.load(config.backbone)
-    leaks: dict[str, float] = method.certificate(
-        {name: before.get_parameter(f"{name}.weight").detach() for name in method.weights()}
-    )
+    named = {name: before.get_parameter(f"{name}.weight").detach() for name in method.weights()}
+    leaks: dict[str, float] = method.certificate(named, after)
     return leaks
 
 
-def _export(config: Config, tuned: Any, item_ids: Path, folder: Path, leaks: dict[str, float]) -> None:
+def _fresh(config: Config, ids: ItemIds, method: Method, weights: dict[str, Tensor]) -> tuple[Any, Any]:
+    """The backbone with item tokens, and the tuned weights in it."""
+    import torch
+
+    from gemst import backbone
+
+    model, tokenizer = backbone.load(config.backbone)
+    backbone.add_item_tokens(model, tokenizer, ids.tokens, weights["items_in"], weights["items_out"])
+    with torch.no_grad():
+        for name in method.weights():
+            model.get_parameter(f"{name}.weight").copy_(weights[name])
+    return model, tokenizer
+
+
+def _export(config: Config, tuned: Tuned, item_ids: Path, folder: Path, leaks: dict[str, float]) -> None:
     import shutil
 
     from gemst import __version__, backbone

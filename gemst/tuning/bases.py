@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gemst.tuning.parallel import local, mean_, over_shards
 from gemst.tuning.subspace import Sketch, SubspaceLinear
 
 
@@ -40,7 +41,7 @@ def orthonormal(vectors: Tensor, project: Projector, apart_from: Tensor, generat
 def first_sketch(layer: SubspaceLinear, project: Projector, generator: torch.Generator) -> Sketch:
     """Left factors of the randomised range finder (Halko et al. 2011): a Gaussian test matrix."""
     out_features, width = layer.coefficients.shape
-    left = torch.randn(out_features, width, generator=generator).to(layer.coefficients)
+    left = torch.randn(out_features, width, generator=generator).to(layer.basis)
     return _sketch(layer, left / out_features**0.5, project, generator)
 
 
@@ -71,9 +72,13 @@ def _sketch(
 
 
 def refreshed(layer: SubspaceLinear, project: Projector, generator: torch.Generator) -> Tensor:
-    """The layer's new basis (n, R) = orth(P G^T U), specific subspaces orthogonal to the shared one."""
+    """The layer's new basis (n, R) = orth(P G^T U), specific subspaces orthogonal to the shared one.
+
+    G is the gradient of all processes: their sketches are averaged first.
+    """
     sketch, widths = layer.sketch, layer.widths
     assert sketch is not None
+    mean_(sketch.right)
     basis = torch.zeros_like(layer.basis)
     nothing = basis[:, :0]
     shared = orthonormal(sketch.right[:, widths.columns("shared")], project, nothing, generator)
@@ -84,9 +89,11 @@ def refreshed(layer: SubspaceLinear, project: Projector, generator: torch.Genera
     return basis
 
 
-def captured_energy(layer: SubspaceLinear, coefficients: Tensor) -> float:
+def captured_energy(layer: SubspaceLinear) -> float:
     """Share of |G P|^2 of the joint gradient that the shared basis holds: |C|^2 over an unbiased estimate."""
-    sketch = layer.sketch
+    sketch, gradient = layer.sketch, layer.coefficients.grad
     assert sketch is not None
-    whole = float(sketch.probed.sum(0).pow(2).sum()) / sketch.probe.shape[1]
-    return float(coefficients[:, layer.widths.columns("shared")].pow(2).sum()) / max(whole, 1e-30)
+    assert gradient is not None
+    whole = float(mean_(sketch.probed.sum(0)).pow(2).sum()) / sketch.probe.shape[1]
+    held = local(gradient)[:, layer.widths.columns("shared")].pow(2).sum()
+    return float(over_shards(held, of=gradient)) / max(whole, 1e-30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +33,11 @@ class Batch:
     targets: tuple[int, int]  # labels of rec, src
     tokens: int  # real tokens, padding left out
     decoder_ids: Tensor | None = None  # encoder-decoder: (B, levels)
+
+    def silent(self) -> Batch:
+        """The same rows without a target: what a process runs that has no share of a batch."""
+        none = {name: getattr(self, name)[:0] for name in ("at", "labels", "level")}
+        return replace(self, **none, targets=(0, 0), tokens=0)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""

@@ -1,4 +1,4 @@
-"""The training loop: one readable recipe for every method, model family and precision."""
+"""The training loop: one readable recipe for every method, model family, precision and number of processes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from gemst.tuning.batches import Batch, Batches
 from gemst.tuning.checkpoint import Checkpoints
 from gemst.tuning.methods import Facts, Method
 from gemst.tuning.model import ItemModel
+from gemst.tuning.parallel import Processes, whole
 
 _OBSERVE_EVERY = 20
 _TIMED_STEPS = 20  # how often a time limit looks at the clock
@@ -31,6 +32,7 @@ class State:
     batch: int = 0  # batches of the epoch already used
     total: int = 0  # steps of the schedule
     best: float = -math.inf
+    best_step: int | None = None
     stale: int = 0  # validations since the best
     seconds: float = 0.0
     tokens: int = 0  # of all steps, padding left out
@@ -61,8 +63,8 @@ def schedule(batches: Batches, tuning: Tuning) -> int:
     if tuning.max_tokens is None:
         return steps
     spent = 0
-    for step, (_, tokens) in enumerate(_stream(batches, State(), tuning.accumulate, torch.device("cpu"))):
-        spent += tokens
+    for step, micro in enumerate(_stream(batches, State(), tuning.accumulate)):
+        spent += sum(batches.collate(rows).tokens for rows in micro)
         if spent > tuning.max_tokens or step == steps:
             return max(step, 1)
     raise AssertionError("batches never end")
@@ -80,23 +82,30 @@ def train(
     batches: Batches,
     tuning: Tuning,
     *,
+    processes: Processes,
+    seed: int,
     validate: Callable[[], dict[str, float]],
     log: Callable[[int, dict[str, float]], None],
     checkpoints: Checkpoints,
 ) -> State:
-    """Run the schedule to its end, its time limit or its patience; the model is left at its best validation."""
-    device = items.items_in.device
+    """Run the schedule to its end, its time limit or its patience; the model is left at its best validation.
+
+    Every process of a run calls it and gets the same state; `log` is called on all of them, with the same scalars.
+    """
+    model = processes.wrap(items)
     state = checkpoints.resume(items, method) or State(total=schedule(batches, tuning))
     peaks = [tuning.lr, tuning.item_lr]
-    stream = _stream(batches, state, tuning.accumulate, device)
+    stream = _stream(batches, state, tuning.accumulate)
     began, timed = time.perf_counter() - state.seconds, 0.0
     timed_from = state.step + _TIMED_STEPS // 4  # the first steps of a process are slower than the rest
     items.train()
-    with Progress("tuning", total=state.total, done=state.step) as progress:
+    with Progress("tuning", total=state.total, done=state.step, shown=processes.first) as progress:
         while state.step < state.total:
-            micro, tokens = next(stream)
+            # Dropout and the like depend on the step alone: a resumed run needs no generator's state for them.
+            torch.manual_seed(hash((seed, state.step, processes.rank)))
+            micro = [_share(batches, rows, processes) for rows in next(stream)]
             if state.step == 0 and method.needs_start:
-                _backward(items, method, micro, tuning, device, observe=False)
+                _backward(model, method, micro, tuning, processes, observe=False)
                 method.start()
             if state.step == timed_from:
                 timed = time.perf_counter()
@@ -105,9 +114,10 @@ def train(
             factor = rate(tuning, state.step, state.total)
             for group, peak in zip(method.optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            facts = _backward(items, method, micro, tuning, device, observe)
+            facts, tokens = _backward(model, method, micro, tuning, processes, observe)
             method.merge()
-            norm = float(torch.nn.utils.clip_grad_norm_(method.parameters(), tuning.clip))
+            norm = whole(torch.nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None]))
+            torch.nn.utils.clip_grads_with_norm_(method.parameters(), tuning.clip, norm)
             method.step(facts)
             state.step += 1
             state.tokens += tokens
@@ -115,8 +125,8 @@ def train(
             state.stepping += spent
             state.seconds = time.perf_counter() - began
             scalars = {
-                "train/loss_rec": facts.losses[0], "train/loss_src": facts.losses[1], "train/gradient_norm": norm,
-                "lr": peaks[0] * factor, "lr_items": peaks[1] * factor,
+                "train/loss_rec": facts.losses[0], "train/loss_src": facts.losses[1],
+                "train/gradient_norm": float(norm), "lr": peaks[0] * factor, "lr_items": peaks[1] * factor,
                 "tokens_per_s": tokens / spent,
             }  # fmt: skip
             if observe:
@@ -125,7 +135,7 @@ def train(
                 state.layers += [{"step": state.step, **row} for row in rows]
             if tuning.max_minutes is not None and state.step % _TIMED_STEPS == 0 and state.step > timed_from:
                 per_step = (time.perf_counter() - timed) / (state.step - timed_from)
-                state.total = affordable(state, 60 * tuning.max_minutes, per_step)
+                state.total = processes.agreed(affordable(state, 60 * tuning.max_minutes, per_step))
                 progress.total = state.total
             if state.step % tuning.validate_every == 0 or state.step == state.total:
                 scalars |= (scores := validate())
@@ -140,45 +150,58 @@ def train(
                 break
             if state.step % tuning.checkpoint_every == 0 and state.step < state.total:
                 checkpoints.save(state, items, method)
-    checkpoints.restore_best(items, method)
+    checkpoints.restore_best(state, items, method)
     return state
 
 
 def _judge(state: State, score: float, checkpoints: Checkpoints, items: ItemModel, method: Method) -> None:
     """Keep the weights of the best validation; count those that were not better."""
     if score > state.best:
-        state.best, state.stale = score, 0
-        checkpoints.keep_best(items, method)
+        state.best, state.best_step, state.stale = score, state.step, 0
+        checkpoints.keep_best(state, items, method)
     else:
         state.stale += 1
 
 
 def _backward(
-    items: ItemModel, method: Method, micro: list[Batch], tuning: Tuning, device: torch.device, observe: bool
-) -> Facts:
-    """Gradients of the mean loss over all targets of the step's batches."""
-    targets = (sum(b.targets[0] for b in micro), sum(b.targets[1] for b in micro))
+    model: torch.nn.Module, method: Method, micro: list[Batch], tuning: Tuning, processes: Processes, observe: bool
+) -> tuple[Facts, int]:
+    """Gradients of the mean loss over all targets of the step's batches, on all processes; what the step was made of.
+
+    `micro` holds this process's rows. Gradients are averaged over the processes, so the losses of each are divided by
+    an equal part of the step's targets.
+    """
+    mine = [sum(b.targets[0] for b in micro), sum(b.targets[1] for b in micro), sum(b.tokens for b in micro)]
+    rec, src, tokens = map(int, processes.totals(mine))
+    method.prepare((rec, src), observe)
     sums = torch.zeros(2)
-    method.prepare(targets, observe)
-    for batch in micro:
+    for number, batch in enumerate(micro):
         method.enter(batch)
-        with precision(tuning.precision, device):
-            losses = items(batch)
-        method.backward(losses / sum(targets), batch)
+        with processes.reducing(model, last=number == len(micro) - 1):
+            with precision(tuning.precision, processes.device):
+                losses = model(batch)
+            method.backward(losses / ((rec + src) / processes.count), batch)
         by_row = losses.detach().float()
         sums += torch.stack([by_row[: batch.targets[0]].sum(), by_row[batch.targets[0] :].sum()]).cpu()
-    rec, src = (float(total) / max(count, 1) for total, count in zip(sums, targets, strict=True))
-    return Facts(targets, (rec, src))
+    both = processes.totals(sums.tolist())
+    return Facts((rec, src), (both[0] / max(rec, 1), both[1] / max(src, 1))), tokens
 
 
-def _stream(batches: Batches, state: State, accumulate: int, device: torch.device) -> Iterator[tuple[list[Batch], int]]:
-    """Endless steps: (batches of the step, their tokens). Goes on where `state` stands, and keeps it up to date."""
-    micro: list[Batch] = []
+def _share(batches: Batches, rows: Any, processes: Processes) -> Batch:
+    """This process's part of a batch; without a row of its own it takes part with one that has no target."""
+    share = processes.shares(rows)[processes.rank]
+    batch = batches.collate(rows[:1]).silent() if share is None else batches.collate(share)
+    return batch.to(processes.device)
+
+
+def _stream(batches: Batches, state: State, accumulate: int) -> Iterator[list[Any]]:
+    """Endless steps: the rows of each one's batches. Goes on where `state` stands, and keeps it up to date."""
+    micro: list[Any] = []
     while True:
         for rows in batches.plan(state.epoch)[state.batch :]:
-            micro.append(batches.collate(rows).to(device))
+            micro.append(rows)
             state.batch += 1
             if len(micro) == accumulate:
-                yield micro, sum(b.tokens for b in micro)
+                yield micro
                 micro = []
         state.epoch, state.batch = state.epoch + 1, 0

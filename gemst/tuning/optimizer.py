@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gemst.tuning.bases import Projector, captured_energy, first_sketch, refreshed, warm_sketch
 from gemst.tuning.gates import Gate, Signals
+from gemst.tuning.parallel import everywhere, from_first_, local, over_shards, whole
 from gemst.tuning.subspace import Attached, SubspaceLinear
 
 SUBSPACES = ("rec", "shared", "src")
@@ -85,13 +86,13 @@ class Gems(torch.optim.Optimizer):
                 layer.sketch = first_sketch(layer, project, self.generator)
             elif step and (step + place * self.refresh_every // len(self._names)) % self.refresh_every == 0:
                 momentum = self.state[layer.coefficients]["exp_avg"]
-                layer.sketch = warm_sketch(layer, momentum, project, self.generator)
+                layer.sketch = warm_sketch(layer, whole(momentum), project, self.generator)
 
     @torch.no_grad()
     def start(self) -> None:
         """Take the first bases from the backward pass just done; its gradients are dropped."""
         for name, layer in self.attached.layers.items():
-            layer.basis.copy_(refreshed(layer, self.projectors.get(name, whole_space), self.generator))
+            layer.basis.copy_(self._new_basis(name, layer))
             layer.sketch = layer.shared_by_task = None
         self.zero_grad()
 
@@ -102,8 +103,8 @@ class Gems(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
+        gradients = [local(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not everywhere(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
             self.skipped += 1
             for layer in self.attached.layers.values():
                 layer.sketch = layer.shared_by_task = None
@@ -133,14 +134,16 @@ class Gems(torch.optim.Optimizer):
             applied, gradient = self.state[layer.coefficients].get("applied"), layer.coefficients.grad
             if applied is not None and gradient is not None:
                 columns = layer.widths.columns(subspace)
-                total += float((applied[:, columns] * gradient[:, columns]).sum())
+                both = (local(applied)[:, columns] * local(gradient)[:, columns]).sum()
+                total += float(over_shards(both, of=gradient))
         return total
 
     def _step_layer(self, name: str, layer: SubspaceLinear, group: dict[str, Any]) -> None:
-        gradient = layer.coefficients.grad
-        if gradient is None:
+        if layer.coefficients.grad is None:
             return
+        gradient = local(layer.coefficients.grad)
         state, (beta1, beta2) = self.state[layer.coefficients], group["betas"]
+        moment, square, weights = local(state["exp_avg"]), local(state["exp_avg_sq"]), local(layer.weight)
         active = torch.tensor(self._active(), dtype=torch.float32)
         state["counts"] += active
         by_column = self._columns(layer, torch.stack([
@@ -148,27 +151,28 @@ class Gems(torch.optim.Optimizer):
             active * torch.tensor([self.gates[0], 1.0, self.gates[1]]),
         ]))  # fmt: skip
         live, correct1, correct2, weight = by_column.to(gradient)
-        state["exp_avg"].lerp_(gradient, live * (1 - beta1))
+        moment.lerp_(gradient, live * (1 - beta1))
         # One scratch per shape: on CPU a fresh buffer per operation costs more than the arithmetic.
         shape = tuple(gradient.shape)
         if shape not in self._scratch:
             self._scratch[shape] = torch.empty_like(gradient)
         scratch = self._scratch[shape]
-        state["exp_avg_sq"].lerp_(torch.mul(gradient, gradient, out=scratch), live * (1 - beta2))
-        size = torch.div(state["exp_avg_sq"], correct2, out=scratch).sqrt_().add_(group["eps"])
-        normalised = torch.div(state["exp_avg"], size, out=scratch).mul_(live / correct1)
+        square.lerp_(torch.mul(gradient, gradient, out=scratch), live * (1 - beta2))
+        size = torch.div(square, correct2, out=scratch).sqrt_().add_(group["eps"])
+        normalised = torch.div(moment, size, out=scratch).mul_(live / correct1)
         if self.gate.config.kind == "learned":
-            state["applied"] = normalised.clone()
+            applied = state.setdefault("applied", torch.zeros_like(layer.coefficients))
+            local(applied).copy_(normalised)
         normalised *= weight
         delta = -group["lr"] * group["scale"]
         if layer.transposed:
-            layer.weight.addmm_(layer.basis, normalised.t(), alpha=delta)
+            weights.addmm_(layer.basis, normalised.t(), alpha=delta)
         else:
-            layer.weight.addmm_(normalised, layer.basis.t(), alpha=delta)
+            weights.addmm_(normalised, layer.basis.t(), alpha=delta)
         if group["decay"] and group["steps"] % self.refresh_every == 0:
             self._decay(name, layer, group["decay"])
         if layer.sketch is not None:
-            self._refresh(name, layer, state, gradient)
+            self._refresh(name, layer, state)
 
     @staticmethod
     def _columns(layer: SubspaceLinear, values: Tensor) -> Tensor:
@@ -178,20 +182,24 @@ class Gems(torch.optim.Optimizer):
 
     def _decay(self, name: str, layer: SubspaceLinear, amount: float) -> None:
         """Shrink the W P component by what `refresh_every` steps of decay amount to; W (I - P) stays."""
-        inside = self.projectors.get(name, whole_space)(layer.matrix.t())
-        layer.weight.add_(inside if layer.transposed else inside.t(), alpha=-amount)
+        inside = self.projectors.get(name, whole_space)(local(layer.matrix).t())
+        local(layer.weight).add_(inside if layer.transposed else inside.t(), alpha=-amount)
 
-    def _refresh(self, name: str, layer: SubspaceLinear, state: dict[str, Tensor], gradient: Tensor) -> None:
+    def _new_basis(self, name: str, layer: SubspaceLinear) -> Tensor:
+        """The basis that the sketch of all processes gives; process 0's, so that replicas cannot drift apart."""
+        return from_first_(refreshed(layer, self.projectors.get(name, whole_space), self.generator))
+
+    def _refresh(self, name: str, layer: SubspaceLinear, state: dict[str, Tensor]) -> None:
         """New basis from the sketch; each subspace's moments are rotated by R = Q_old^T Q_new (squares by R^2)."""
-        self.energy[name] = captured_energy(layer, gradient)
-        basis = refreshed(layer, self.projectors.get(name, whole_space), self.generator)
+        self.energy[name] = captured_energy(layer)
+        basis = self._new_basis(name, layer)
+        moments = {key: local(state[key]) for key in ("exp_avg", "exp_avg_sq", "applied") if key in state}
         for subspace in SUBSPACES:
             columns = layer.widths.columns(subspace)
             rotation = layer.basis[:, columns].t() @ basis[:, columns]
-            state["exp_avg"][:, columns] = state["exp_avg"][:, columns] @ rotation
-            state["exp_avg_sq"][:, columns] = state["exp_avg_sq"][:, columns] @ rotation.pow(2)
-            if "applied" in state:
-                state["applied"][:, columns] = state["applied"][:, columns] @ rotation
+            for key, moment in moments.items():
+                by = rotation.pow(2) if key == "exp_avg_sq" else rotation
+                moment[:, columns] = moment[:, columns] @ by
         layer.basis.copy_(basis)
         layer.sketch = None
 
@@ -205,14 +213,27 @@ class Gems(torch.optim.Optimizer):
             )
         state["step"] += 1
         count = float(state["step"])
-        state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
-        size = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt_().add_(group["eps"])
-        parameter.addcdiv_(state["exp_avg"], size, value=-group["lr"] / (1 - beta1**count))
+        gradient, moment, square = local(parameter.grad), local(state["exp_avg"]), local(state["exp_avg_sq"])
+        moment.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        size = (square / (1 - beta2**count)).sqrt_().add_(group["eps"])
+        local(parameter).addcdiv_(moment, size, value=-group["lr"] / (1 - beta1**count))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, counts and bases, and what the next step depends on beside them: gate, generator, counters."""
+        own = {
+            "gate_logit": self.gate.logit, "gates": self.gates, "generator": self.generator.get_state(),
+            "skipped": self.skipped, "energy": dict(self.energy),
+        }  # fmt: skip
+        return {**super().state_dict(), "gems": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore moments, counts and bases; the layers' bases are overwritten with the saved ones."""
+        """Restore what `state_dict` returned; the layers' bases are overwritten with the saved ones."""
         super().load_state_dict(state_dict)
+        own = state_dict["gems"]
+        self.gate.logit, self.gates, self.skipped = own["gate_logit"], tuple(own["gates"]), own["skipped"]
+        self.energy = dict(own["energy"])
+        self.generator.set_state(own["generator"])
         for layer in self.attached.layers.values():
             layer.basis.copy_(self.state[layer.coefficients]["basis"])
             self.state[layer.coefficients]["basis"] = layer.basis

@@ -81,6 +81,7 @@ class SubspaceLinear(nn.Module):
         self.basis: Tensor
         self.sketch: Sketch | None = None
         self.shared_by_task: Tensor | None = None  # (2, m, r_shared): C_shared of rec and src, when observed
+        self.keeps_copies = True  # of W in the compute type; not where W itself is there for one pass only
         self._copies: dict[torch.dtype, tuple[int, Tensor]] = {}
 
     @property
@@ -92,6 +93,8 @@ class SubspaceLinear(nn.Module):
         """W in the compute type; the copy is remade only after W changed."""
         if dtype == self.weight.dtype:
             return self.matrix
+        if not self.keeps_copies:
+            return self.matrix.to(dtype)
         version, copy = self._copies.get(dtype, (-1, torch.empty(0)))
         if version != self.weight._version or copy.device != self.weight.device:
             version, copy = self.weight._version, self.matrix.to(dtype)

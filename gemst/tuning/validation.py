@@ -10,15 +10,17 @@ from gemst.backbone import Tuned
 from gemst.prompts import TASKS
 from gemst.tuning.loop import precision
 from gemst.tuning.model import ItemModel
+from gemst.tuning.parallel import Processes
 
 if TYPE_CHECKING:
-    import torch
-
     from gemst.config import Config
 
 
 class Validation:
-    """Ranks the validation examples of evenly spaced users; the score is the harmonic mean of both NDCG@10."""
+    """Ranks the validation examples of evenly spaced users; the score is the harmonic mean of both NDCG@10.
+
+    Each process of a run ranks its share of the examples, and all get the same scores.
+    """
 
     def __init__(
         self,
@@ -27,34 +29,40 @@ class Validation:
         tuned: Tuned,
         train: pl.DataFrame,
         valid: pl.DataFrame,
-        device: torch.device,
+        processes: Processes,
     ) -> None:
         from gemst.evaluation.protocols import seen_items
 
-        self.config, self.items, self.tuned, self.device = config, items, tuned, device
+        self.config, self.items, self.tuned, self.processes = config, items, tuned, processes
         users = valid["user_id"].unique().sort()
         chosen = users.gather_every(max(1, len(users) // config.tuning.validate_users))
-        self.examples = valid.filter(pl.col("user_id").is_in(chosen.implode()))
+        everything = valid.filter(pl.col("user_id").is_in(chosen.implode()))
+        self.examples = everything[processes.rank :: processes.count]
         self.seen = seen_items(self.examples, [train]) if config.evaluation.exclude_seen else None
 
     def __call__(self) -> dict[str, float]:
         """valid/ndcg10_recommendation, valid/ndcg10_search and valid/joint: their harmonic mean over tuned tasks."""
+        gathered = pl.concat(self.processes.gathered(self._scores()))
+        by_task = {
+            task: float(scores["ndcg@10"].mean() or 0.0)  # type: ignore[arg-type]
+            for task in TASKS
+            if len(scores := gathered.filter(task=task))
+        }
+        wanted = [value for task, value in by_task.items() if self.config.tuning.tasks in ("both", task)]
+        joint = len(wanted) / sum(1 / max(value, 1e-9) for value in wanted) if wanted else 0.0
+        return {f"valid/ndcg10_{task}": value for task, value in by_task.items()} | {"valid/joint": joint}
+
+    def _scores(self) -> pl.DataFrame:
+        """task and ndcg@10 of this process's examples."""
         from gemst.evaluation.metrics import table_of_metrics
         from gemst.ranking import rank
 
-        self.items.fold()
         self.items.eval()
-        with precision(self.config.tuning.precision, self.device):
+        with self.processes.unsharded(self.items), precision(self.config.tuning.precision, self.processes.device):
+            self.items.fold()
             ranked = rank(self.tuned, self.examples, 10, self.config.ranking, self.seen)
         relevant = (
             self.examples.with_row_index("row").select("row", item_id="targets").explode("item_id", empty_as_null=True)
         )
         table = table_of_metrics(ranked, relevant, (10,)).sort("row")
-        by_task = {
-            task: float(table.filter(self.examples["task"] == task)["ndcg@10"].mean() or 0.0)  # type: ignore[arg-type]
-            for task in TASKS
-            if (self.examples["task"] == task).any()
-        }
-        wanted = [value for task, value in by_task.items() if self.config.tuning.tasks in ("both", task)]
-        joint = len(wanted) / sum(1 / max(value, 1e-9) for value in wanted) if wanted else 0.0
-        return {f"valid/ndcg10_{task}": value for task, value in by_task.items()} | {"valid/joint": joint}
+        return pl.DataFrame({"task": self.examples["task"], "ndcg@10": table["ndcg@10"]})

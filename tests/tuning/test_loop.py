@@ -14,6 +14,7 @@ from gemst.tuning.events import load_events
 from gemst.tuning.loop import State, affordable, rate, train
 from gemst.tuning.methods import make
 from gemst.tuning.model import ItemModel
+from gemst.tuning.parallel import Processes
 from tests.tuning.conftest import ITEMS, llama
 
 
@@ -41,7 +42,7 @@ def run(folder: Path, train_frame, prompter, *, die_at: int | None = None, score
             raise Killed
 
     state = train(
-        items, method, batches, config.tuning,
+        items, method, batches, config.tuning, processes=Processes(config.tuning), seed=config.seed,
         validate=lambda: {"valid/joint": next(queue, 0.1)}, log=log, checkpoints=Checkpoints(folder / "c", "x"),
     )  # fmt: skip
     return items, state, losses

@@ -12,6 +12,7 @@ from gemst.tuning.chain import ChainBatches
 from gemst.tuning.events import load_events
 from gemst.tuning.methods import Facts, make
 from gemst.tuning.model import ItemModel
+from gemst.tuning.parallel import Processes
 from tests.tuning.conftest import ITEMS, llama
 
 METHODS = [
@@ -84,7 +85,7 @@ def test_the_loop_routes_every_batch_by_its_tasks(tmp_path: Path, train, prompte
     items, method, batch = build(tmp_path, train, prompter, precision="fp32")
     steps(items, method, batch, 1)
     tuning = Config.model_validate({"tuning": {"precision": "fp32"}}).tuning
-    _backward(items, method, [batch], tuning, torch.device("cpu"), observe=False)
+    _backward(items, method, [batch], tuning, Processes(tuning), observe=False)
     joint = {name: layer.coefficients.grad.clone() for name, layer in method.attached.layers.items()}
     method.optimizer.zero_grad()
     method.enter(batch)

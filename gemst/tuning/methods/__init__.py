@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -64,17 +65,24 @@ class Method(Protocol):
         """Fold everything back: a plain model is left."""
 
 
-def make(config: Config, items: ItemModel, null_space: Path) -> Method:
-    """The method `tuning.method` names, attached to the model."""
+def unsharded(items: ItemModel) -> None:
+    """Leave every parameter as it is."""
+
+
+def make(config: Config, items: ItemModel, null_space: Path, shard: Callable[[ItemModel], None] = unsharded) -> Method:
+    """The method `tuning.method` names, attached to the model.
+
+    `shard` is called once the model has all its parameters and before the optimizer takes them.
+    """
     name = config.tuning.method
     if name == "gems":
         from gemst.tuning.methods.gems import GemsMethod
 
-        return GemsMethod(config, items, null_space)
+        return GemsMethod(config, items, null_space, shard)
     if name == "lora":
         from gemst.tuning.methods.lora import LoraMethod
 
         return LoraMethod(config, items)
     from gemst.tuning.methods.full import FullMethod, GaloreMethod, SurgeryMethod
 
-    return {"full": FullMethod, "galore": GaloreMethod}.get(name, SurgeryMethod)(config, items)
+    return {"full": FullMethod, "galore": GaloreMethod}.get(name, SurgeryMethod)(config, items, shard)

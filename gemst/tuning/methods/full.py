@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,8 +17,11 @@ from gemst.tuning.subspace import matching
 class FullMethod(PlainMethod):
     """AdamW on every matching Linear's weight: the method to beat."""
 
-    def __init__(self, config: Config, items: ItemModel) -> None:
+    def __init__(self, config: Config, items: ItemModel, shard: Callable[[ItemModel], None]) -> None:
         modules = matching(items.model, config.tuning.modules)
+        for module in modules.values():
+            module.get_parameter("weight").requires_grad_(True)
+        shard(items)
         super().__init__(config, items, {name: module.get_parameter("weight") for name, module in modules.items()})
 
 
@@ -36,10 +41,10 @@ class GaloreMethod(FullMethod):
 class SurgeryMethod(FullMethod):
     """AdamW on one gradient made from both tasks' by PCGrad (Yu et al. 2020) or UPGrad (torchjd)."""
 
-    def __init__(self, config: Config, items: ItemModel) -> None:
+    def __init__(self, config: Config, items: ItemModel, shard: Callable[[ItemModel], None]) -> None:
         from torchjd.aggregation import PCGrad, UPGrad
 
-        super().__init__(config, items)
+        super().__init__(config, items, shard)
         self.aggregator = {"pcgrad": PCGrad, "upgrad": UPGrad}[config.tuning.method]()
 
     def backward(self, losses: Tensor, batch: Batch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,13 +15,14 @@ from gemst.tuning.gates import Gate, Signals
 from gemst.tuning.methods import Facts
 from gemst.tuning.model import ItemModel
 from gemst.tuning.optimizer import Gems
+from gemst.tuning.parallel import local, mean_, over_shards
 from gemst.tuning.subspace import attach
 
 
 class GemsMethod:
     """Subspace Linears, the Gems optimizer and its gate."""
 
-    def __init__(self, config: Config, items: ItemModel, folder: Path) -> None:
+    def __init__(self, config: Config, items: ItemModel, folder: Path, shard: Callable[[ItemModel], None]) -> None:
         tuning = config.tuning
         self.projectors: dict[str, null_space.Range] = {}
         if config.null_space.rule != "none":
@@ -28,6 +30,7 @@ class GemsMethod:
         rooms = {name: space.dimensions for name, space in self.projectors.items()} or None
         self.attached = attach(items.model, tuning.modules, tuning.rank, tuning.subspaces, rooms)
         self.items = items
+        shard(items)
         self.optimizer = Gems(
             self.attached,
             [items.items_in, items.items_out],
@@ -73,14 +76,10 @@ class GemsMethod:
         self.optimizer.zero_grad()
 
     def _norm(self, subspace: str) -> float:
-        layers = self.attached.layers.values()
-        parts = [
-            layer.coefficients.grad[:, layer.widths.columns(subspace)]
-            for layer in layers
-            if layer.coefficients.grad is not None
-        ]
-        norms = torch._foreach_norm(parts)
-        return float(torch.linalg.vector_norm(torch.stack(list(norms))))
+        layers = [layer for layer in self.attached.layers.values() if layer.coefficients.grad is not None]
+        parts = [local(layer.coefficients.grad)[:, layer.widths.columns(subspace)] for layer in layers]  # type: ignore[arg-type]
+        norm = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(parts))))
+        return float(over_shards(norm.square(), of=layers[0].coefficients).sqrt())
 
     def weights(self) -> dict[str, Tensor]:
         return {name: layer.weight.detach() for name, layer in self.attached.layers.items()}
@@ -91,7 +90,7 @@ class GemsMethod:
         for name, layer in self.attached.layers.items():
             if layer.shared_by_task is None:
                 continue
-            rec, src = layer.shared_by_task.flatten(1)
+            rec, src = mean_(layer.shared_by_task).flatten(1)
             cosine = float(torch.nn.functional.cosine_similarity(rec, src, dim=0))
             rows.append(
                 {"module": name, "cosine": cosine, "energy_shared": self.optimizer.energy.get(name, float("nan"))}
@@ -111,12 +110,12 @@ class GemsMethod:
     def finish(self) -> None:
         self.attached.detach()
 
-    def certificate(self, before: dict[str, Tensor]) -> dict[str, float]:
-        """|dW K0| / (|dW| |K0|) by layer, K0 the directions general text uses; `before` holds the untuned weights."""
+    def certificate(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
+        """|dW K0| / (|dW| |K0|) by layer, K0 the directions general text uses; weights before and after by name."""
         leaks = {}
         for name, layer in self.attached.layers.items():
             space = self.projectors.get(name)
-            change = layer.weight.detach() - before[name]
+            change = after[name] - before[name]
             change = (change.t() if layer.transposed else change).double()
             if space is None or not bool(change.any()):
                 continue
