@@ -96,12 +96,14 @@ def add_item_tokens(
             f"the tokenizer knows item tokens already, such as {tokens[0]!r}", "Start from a plain backbone"
         )
     size = max(first + len(tokens), vocabulary(model).shape[0])  # T5 keeps spare rows: they come first
+    own = output_head(model).weight.detach().clone()
     model.resize_token_embeddings(size, mean_resizing=False)
     inputs, head = vocabulary(model), output_head(model)
     if head.weight is inputs:
         head.weight = torch.nn.Parameter(inputs.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = False
     with torch.no_grad():
+        head.weight[: len(own)] = own  # resizing ties T5's head again, even one that has weights of its own
         inputs[first : first + len(tokens)] = rows
         head.weight[first : first + len(tokens)] = out_rows
     return first

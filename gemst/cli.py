@@ -147,6 +147,18 @@ def register(params: Params = DEFAULT, overrides: Set = None) -> None:
 
 
 @app.command(rich_help_panel=USE)
+def append(params: Params = DEFAULT, overrides: Set = None) -> None:
+    """Give the champion the items that are new in the catalogue, without training; a new version takes its place.
+
+    Run `gemst ingest` and `gemst validate` on today's logs before. Items that are gone are retired: never returned,
+    and their IDs are not reused.
+    """
+    from gemst import stages
+
+    stages.append(_config(params, overrides))
+
+
+@app.command(rich_help_panel=USE)
 def recommend(user: User, k: TopK = 10, params: Params = DEFAULT, overrides: Set = None) -> None:
     """Ranked titles for a user: gemst recommend --user 196."""
     from gemst import stages

@@ -200,6 +200,31 @@ def register(config: Config) -> Summary:
     return summary
 
 
+def append(config: Config) -> Summary:
+    """Give the champion today's catalogue without training: new items get IDs, items that are gone are retired."""
+    import tempfile
+    from pathlib import Path
+
+    from gemst import registry
+    from gemst.data import tables
+    from gemst.tuning.append import append as grow
+
+    with stage("append") as summary, tempfile.TemporaryDirectory() as scratch:
+        items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
+        model = registry.champion(config)
+        summary.read["items"] = len(items)
+        grown = grow(model, items, config, Path(scratch) / "model")
+        summary.written |= {"new": grown.new, "retired": grown.retired}
+        if grown.new or grown.retired:
+            registered = registry.succeed(config, Path(scratch) / "model")
+            ids = registry.champion(config) / "item_ids"
+            summary.written |= {"model": config.registry.model_name, "version": str(registered.version)}
+            summary.notes.append(f"champion is version {registered.version}; to train on these IDs: extends {ids}")
+        else:
+            summary.notes.append("the champion has these items already")
+    return summary
+
+
 def fetch(config: Config) -> Summary:
     """Bring the default assets from the package index into data/."""
     from gemst import assets

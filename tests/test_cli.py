@@ -17,7 +17,7 @@ from gemst.progress import Summary
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     "fetch", "ingest", "validate", "split", "tokenize", "null-space", "tune", "evaluate", "register",
-    "recommend", "search", "compare",
+    "append", "recommend", "search", "compare",
 ]  # fmt: skip
 
 
@@ -102,6 +102,7 @@ def test_results_are_a_table_of_tabs_in_a_pipe(project, monkeypatch):
         (["tune"], "Run `gemst validate` first"),
         (["evaluate"], "Run `gemst tune` first"),
         (["register"], "Run `gemst evaluate` first"),
+        (["append"], "Run `gemst validate` first"),
         (["recommend", "--user", "1"], "Run `gemst validate` first"),
         (["search", "--user", "1", " "], "gemst: the query is empty"),
         (["compare", "nobody", "nothing"], "gemst: a model has no champion in the registry yet"),

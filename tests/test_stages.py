@@ -164,6 +164,33 @@ def test_own_item_vectors_reach_the_identifiers(ran: Path, tmp_path, monkeypatch
     assert sorted(ids.item_id) == given["item_id"].to_list()
 
 
+def test_an_appended_item_is_searched_for_and_the_champion_keeps_its_score(ran, config, tmp_path, monkeypatch) -> None:
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    from gemst import registry
+
+    before = registry.register(config)
+    assert stages.append(config).notes == ["the champion has these items already"]
+    items = pl.read_parquet(layout.VALIDATED / "items.parquet")
+    new = items[:1].with_columns(item_id=pl.lit("fresh"), title=pl.lit("the old comedy film"))
+    pl.concat([items.filter(pl.col("item_id") != "i4"), new]).write_parquet(layout.VALIDATED / "items.parquet")
+    summary = stages.append(config)
+    assert (summary.written["new"], summary.written["retired"]) == (1, 1)
+    assert summary.written["version"] == str(before.version + 1)
+    ids = item_ids.load(registry.champion(config) / "item_ids")
+    published = item_ids.load(layout.ITEM_IDS)
+    assert ids.item_id == [*published.item_id, "fresh"]
+    assert (ids.codes[:12] == published.codes).all()
+    found = stages.search(config, "u3", "comedy", 12)
+    assert {"the old comedy film"} <= set(found["title"])
+    assert "i4" not in found["item_id"]
+    from gemst.registry.store import connect
+
+    version = connect().get_model_version_by_alias("gemst", "champion")
+    assert version.run_id == before.run_id
+    assert version.tags == {"gemst.joint": repr(before.joint), "gemst.appended_to": str(before.version)}
+
+
 @pytest.mark.parametrize(
     ("stage", "missing"),
     [
@@ -174,6 +201,7 @@ def test_own_item_vectors_reach_the_identifiers(ran: Path, tmp_path, monkeypatch
         (stages.tune, r"gemst validate"),
         (stages.evaluate, r"artifacts/model/gemst.json does not exist.*gemst tune"),
         (stages.register, r"metrics.json does not exist.*gemst evaluate"),
+        (stages.append, r"gemst validate"),
     ],
 )
 def test_a_stage_before_its_inputs_names_the_command_that_makes_them(

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 FINGERPRINT, JOINT, CURVES = "gemst.fingerprint", "gemst.joint", "gemst.curves"
+APPENDED = "gemst.appended_to"
 
 _FLUSH_EVERY = 2.0  # seconds between writes of live metrics
 
@@ -122,6 +123,24 @@ def register(config: Config) -> Registered:
         _log_results(client, run_id, metrics)
         version = _new_version(client, config, run_id, {FINGERPRINT: mark, JOINT: repr(joint)})
         return Registered(int(version.version), run_id, _crown(client, name, version, joint), joint)
+
+
+def succeed(config: Config, model: Path) -> Registered:
+    """Make `model`, the champion with other items (`gemst.tuning.append`), a version in its place.
+
+    It is the same run's, with the same joint score: nothing was trained. The tag gemst.appended_to names the version
+    it grew from. Raises GemstError when there is no champion or the database cannot be used.
+    """
+    with explained():
+        client = connect(create=False)
+        name = config.registry.model_name
+        before = _alias(client, name, CHAMPION)
+        if before is None or before.run_id is None:
+            raise no_model(name)
+        joint = before.tags[JOINT]
+        version = _new_version(client, config, before.run_id, {JOINT: joint, APPENDED: str(before.version)}, model)
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+        return Registered(int(version.version), before.run_id, True, float(joint))
 
 
 def champion(config: Config) -> Path:
@@ -239,7 +258,9 @@ def _log_results(client: MlflowClient, run_id: str, metrics: dict[str, Any]) -> 
             client.log_artifact(run_id, name)
 
 
-def _new_version(client: MlflowClient, config: Config, run_id: str, tags: dict[str, str]) -> ModelVersion:
+def _new_version(
+    client: MlflowClient, config: Config, run_id: str, tags: dict[str, str], model: Path = layout.MODEL
+) -> ModelVersion:
     """Log the model as code plus safetensors, and register it."""
     import mlflow
 
@@ -254,7 +275,7 @@ def _new_version(client: MlflowClient, config: Config, run_id: str, tags: dict[s
         logged = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(Path(serving.__file__).with_name("model.py")),
-            artifacts={"model": str(layout.MODEL), "items": str(items)},
+            artifacts={"model": str(model), "items": str(items)},
             model_config={"ranking": config.ranking.model_dump(), "exclude_seen": config.evaluation.exclude_seen},
             pip_requirements=[f"gemst=={gemst.__version__}"],
         )

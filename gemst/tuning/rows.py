@@ -21,8 +21,9 @@ def item_texts(items: pl.DataFrame) -> list[str]:
     """What an item's row starts from: title, categories, and the first words of its description."""
     return items.select(
         pl.concat_str(
-            [pl.col("title"), pl.col("categories").list.join(", "), pl.col("text").fill_null("").str.slice(0, 200)],
+            [pl.col("title"), pl.col("categories").list.join(", "), pl.col("text").str.slice(0, 200)],
             separator=" ",
+            ignore_nulls=True,
         ).str.strip_chars()
     ).to_series().to_list()  # fmt: skip
 
@@ -33,7 +34,7 @@ def start_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: 
     A code no item carries starts at the mean row.
     """
     ordered = pl.DataFrame({"item_id": ids.item_id}).join(items, on="item_id", how="left", maintain_order="left")
-    by_item = text_rows(model, tokenizer, item_texts(ordered.with_columns(pl.col("title").fill_null(""))))
+    by_item = text_rows(model, tokenizer, item_texts(ordered))
     tokens = torch.from_numpy(ids.token_ids(0))
     sums = torch.zeros(len(ids.tokens), by_item.shape[1])
     counts = torch.zeros(len(ids.tokens))

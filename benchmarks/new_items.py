@@ -1,0 +1,155 @@
+"""Is an item found that nobody has clicked yet? Items are held out, appended to the tuned model, and asked for.
+
+Fifty items of MovieLens-100k leave the catalogue and the logs. The pipeline's own stages (`gemst ingest` to `gemst
+tune`, a process each, in a scratch project) tune a model on the rest, for every weight of the alignment task under one
+token budget. Then all held-out items are appended at once, without training, and each is one trial: a user with a
+history types its title, and the whole catalogue is ranked. Beside it: the same for users without a history, for fifty
+items that were trained, and how the append changes the ranking of everybody else. A stopped run goes on where it was.
+
+    python benchmarks/new_items.py
+    python benchmarks/new_items.py --strategies atomic rq-kmeans --alignment 0 0.05 --tokens 150000
+
+The last line is one JSON object, also in benchmarks/results/new-items.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+import yaml
+
+from gemst import backbone, layout
+from gemst.config import Config, load
+from gemst.data import sources
+from gemst.evaluation.metrics import relevant_items, table_of_metrics
+from gemst.evaluation.protocols import seen_items
+from gemst.files import read_json, write_json
+from gemst.prompts import TASKS
+from gemst.ranking import rank
+from gemst.tuning.append import append
+
+HOME = layout.ARTIFACTS / "benchmarks" / "new-items"
+RESULTS = Path("benchmarks/results/new-items.json")
+STAGES = ("ingest", "validate", "split", "tokenize", "null-space", "tune")
+TOP = 10
+
+
+def held_out(items: pl.DataFrame, trials: int, seed: int) -> list[str]:
+    """Items with a title of their own, so that a title asks for one item alone."""
+    return items.filter(~pl.col("title").is_duplicated())["item_id"].sample(trials, seed=seed).sort().to_list()
+
+
+def tuned_folder(config: Config, strategy: str, alignment: float, options: argparse.Namespace) -> Path:
+    """The scratch project of a strategy and weight, tuned; what is there already is kept."""
+    project = HOME / f"{strategy}-{alignment}-{options.tokens}-{options.layers or 'all'}"
+    if (project / layout.MODEL / "gemst.json").exists():
+        return project
+    logs = project / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    loaded = sources.load(config.data)
+    gone = held_out(loaded.items, options.trials, config.seed)
+    for name, table in (("items", loaded.items), ("events", loaded.events)):
+        table.filter(~pl.col("item_id").is_in(gone)).write_parquet(logs / f"{name}.parquet")
+    changed = {
+        "data": {"source": "table", "path": "logs", "columns": {}},
+        "backbone": {"name": str(Path(config.backbone.name).resolve()), "num_layers": options.layers},
+        "item_ids": {"strategy": strategy, "encoder": str(Path(config.item_ids.encoder).resolve())},
+        "null_space": {"corpus": str(config.null_space.corpus.resolve()), "tokens": options.general_tokens},
+        "tuning": {
+            "alignment": alignment, "max_tokens": options.tokens, "max_minutes": None, "validate_every": 10_000,
+            "checkpoint_every": 20,
+        },
+    }  # fmt: skip
+    tree = config.model_dump(mode="json")
+    (project / "params.yaml").write_text(yaml.safe_dump({**tree, **{k: {**tree[k], **v} for k, v in changed.items()}}))
+    made = {"ingest": layout.TABLES, "validate": layout.VALIDATED, "split": layout.EXAMPLES}
+    made |= {"tokenize": layout.ITEM_IDS, "null-space": layout.NULL_SPACE}
+    for stage in STAGES:
+        if not (stage in made and (project / made[stage]).exists()):
+            subprocess.run([sys.executable, "-m", "gemst.cli", stage], cwd=project, check=True, stdout=sys.stderr)
+    return project
+
+
+def trial(config: Config, project: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Append, ask, count."""
+    whole = sources.load(config.data).items
+    gone = held_out(whole, options.trials, config.seed)
+    own = load(project / "params.yaml")
+    train, valid, test = (
+        pl.read_parquet(project / layout.EXAMPLES / f"{name}.parquet") for name in ("train", "valid", "test")
+    )
+    append(project / layout.MODEL, whole, own, project / "appended")
+    before, after = backbone.load_tuned(project / layout.MODEL), backbone.load_tuned(project / "appended")
+    trained = whole.filter(~pl.col("item_id").is_in(gone))
+    trained = trained.filter(~pl.col("title").is_duplicated())["item_id"].sample(options.trials, seed=1).to_list()
+    users = test.unique("user_id", keep="first", maintain_order=True)
+    users = users.gather_every(len(users) // options.trials).head(options.trials)
+    everybody = test.filter(pl.col("user_id").is_in(test["user_id"].unique().sort().gather_every(8).implode()))
+    seen = seen_items(everybody, [train, valid])
+    return {
+        "items": len(whole),
+        "new_items_found": found(after, whole, gone, users, own),
+        "new_items_found_without_history": found(after, whole, gone, None, own),
+        "trained_items_found": found(after, whole, trained, users, own),
+        "trained_items_found_without_history": found(after, whole, trained, None, own),
+        "others_ndcg10_before": ndcg(before, everybody, seen, own),
+        "others_ndcg10_after": ndcg(after, everybody, seen, own),
+        "others": len(everybody),
+        **{name: read_json(project / layout.TUNING / "run.json")[name] for name in ("steps", "epochs", "seconds")},
+    }
+
+
+def found(
+    tuned: backbone.Tuned, items: pl.DataFrame, wanted: list[str], users: pl.DataFrame | None, config: Config
+) -> int:
+    """Of the items `wanted`, how many are in the top 10 for their own title; one user each, or nobody's history."""
+    title = dict(items.select("item_id", "title").iter_rows())
+    histories = [[]] * len(wanted) if users is None else users["history"].to_list()
+    # A user's own past stays in the catalogue here: a title may ask for what one knows.
+    asked = pl.DataFrame(
+        {"history": histories, "query": [title[item] for item in wanted]},
+        schema={"history": pl.List(pl.String), "query": pl.String},
+    )
+    ranked = rank(tuned, asked, TOP, config.ranking)
+    right = pl.DataFrame({"item_id": wanted}).with_row_index("row")
+    return len(ranked.join(right, on=["row", "item_id"], how="semi"))
+
+
+def ndcg(tuned: backbone.Tuned, examples: pl.DataFrame, seen: pl.DataFrame, config: Config) -> dict[str, float]:
+    table = table_of_metrics(rank(tuned, examples, TOP, config.ranking, seen), relevant_items(examples), (TOP,))
+    tasks = table.sort("row").with_columns(task=examples["task"])
+    return {task: tasks.filter(task=task)["ndcg@10"].mean() for task in TASKS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--strategies", nargs="+", default=["atomic"])
+    parser.add_argument("--alignment", nargs="+", type=float, default=[0.0, 0.05])
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--tokens", type=int, default=150_000, help="budget of tuning")
+    parser.add_argument("--general-tokens", type=int, default=20_000, help="general text behind the null space")
+    parser.add_argument("--layers", type=int, help="first layers of the backbone only: a quick look, no result")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    config = load()
+    torch.manual_seed(config.seed)
+    result: dict[str, Any] = {"benchmark": "new_items", "trials": options.trials, "top": TOP, "cells": {}}
+    result |= {"tokens": options.tokens, "layers": options.layers or "all"}
+    for strategy in options.strategies:
+        for alignment in options.alignment:
+            project = tuned_folder(config, strategy, alignment, options)
+            cell = result["cells"][f"{strategy}, alignment {alignment}"] = trial(config, project, options)
+            print(f"{strategy}, alignment {alignment}: {json.dumps(cell)}", file=sys.stderr, flush=True)
+    write_json(options.out, result)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

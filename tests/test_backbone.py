@@ -1,0 +1,55 @@
+"""Item tokens in a checkpoint: tied and untied heads, both families, and what a second round of tokens does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemst import backbone
+from gemst.config import Backbone
+from tests.ranking.tiny import FAMILIES, tokenizer
+
+TOKENS = [f"<item_{number}>" for number in range(5)]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "t5", "gpt2"])
+def test_old_rows_keep_their_bits_through_two_rounds_of_tokens(family: str, tied: bool, tmp_path: Path) -> None:
+    words = tokenizer()
+    old = len(words)
+    torch.manual_seed(0)
+    model = FAMILIES[family](old).eval()
+    inputs, head = backbone.vocabulary(model), backbone.output_head(model)
+    if tied:
+        head.weight = inputs
+        model.config.tie_word_embeddings = True
+    else:
+        head.weight = torch.nn.Parameter(torch.randn(old, 32))
+        model.config.tie_word_embeddings = False
+    rows_in, rows_out = torch.randn(5, 32), torch.randn(5, 32)
+    expected_in = torch.cat([inputs.detach(), rows_in])
+    expected_out = torch.cat([head.weight.detach(), rows_out])
+    for part in (slice(0, 3), slice(3, 5)):
+        first = backbone.add_item_tokens(model, words, TOKENS[part], rows_in[part], rows_out[part])
+        assert first == old + part.start
+        backbone.save(model, words, tmp_path / "model")
+        model, words = backbone.load(Backbone(name=str(tmp_path / "model")))
+    assert torch.equal(backbone.vocabulary(model), expected_in)
+    assert torch.equal(backbone.output_head(model).weight, expected_out)
+    assert words.convert_tokens_to_ids(TOKENS) == list(range(old, old + 5))
+    assert max(backbone.encode_text(words, ["a <item_4> film"])[0]) < old
+
+
+def test_a_scaled_head_stays_scaled_after_export(tmp_path: Path) -> None:
+    """T5 multiplies states by d^-0.5 before a tied head. Item rows untie it; the scores must not change with that."""
+    words = tokenizer()
+    model = FAMILIES["t5"](len(words)).eval()
+    backbone.add_item_tokens(model, words, TOKENS, torch.randn(5, 32), torch.randn(5, 32))
+    backbone.save(model, words, tmp_path / "model")
+    again, _ = backbone.load(Backbone(name=str(tmp_path / "model")))
+    assert backbone.output_scale(again) == backbone.output_scale(model) == 32**-0.5
+    asked = {"input_ids": torch.tensor([[3, 4, 5]]), "decoder_input_ids": torch.tensor([[0]])}
+    with torch.no_grad():
+        torch.testing.assert_close(again(**asked).logits, model(**asked).logits)

@@ -1,0 +1,132 @@
+"""New items for a tuned model: an ID and rows of their own, and nothing that was there moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import cosine_similarity
+
+from gemst import backbone, item_ids
+from gemst.config import Config
+from gemst.errors import GemstError
+from gemst.files import write_json
+from gemst.ranking import rank
+from gemst.tuning.append import append, predict
+from tests.ranking.tiny import FAMILIES, tokenizer
+
+WORDS = ["comedy", "drama", "old", "film"]
+
+
+def catalogue(n: int) -> pl.DataFrame:
+    rng = np.random.default_rng(2)
+    return pl.DataFrame(
+        {
+            "item_id": [f"i{row}" for row in range(n)],
+            "title": [f"{WORDS[row % 4]} {WORDS[row // 4 % 4]}" for row in range(n)],
+            "text": [None] * n,
+            "categories": [[] for _ in range(n)],
+            "embedding": rng.standard_normal((n, 6)).tolist(),
+        },
+        schema_overrides={"text": pl.String, "categories": pl.List(pl.String)},
+    )
+
+
+def configured(strategy: str) -> Config:
+    return Config.model_validate(
+        {"item_ids": {"strategy": strategy, "levels": 2, "codebook_size": 6, "embedding": "column"}}
+    )
+
+
+def tuned_model(folder: Path, strategy: str, family: str, n: int = 16) -> Path:
+    """What `gemst tune` leaves behind, with random rows that follow the items' texts."""
+    from gemst.tuning.rows import start_rows
+
+    items, config = catalogue(n), configured(strategy)
+    item_ids.build(items, pl.DataFrame(), config, folder / "item_ids")
+    ids, words = item_ids.load(folder / "item_ids"), tokenizer()
+    torch.manual_seed(0)
+    model = FAMILIES[family](len(words)).eval()
+    rows = start_rows(model, words, ids, items)
+    first = backbone.add_item_tokens(model, words, ids.tokens, rows, 0.5 * rows)
+    backbone.save(model, words, folder)
+    card = {"first_item_token": first, "prompts": config.prompts.model_dump(mode="json"), "max_history": 20}
+    write_json(folder / "gemst.json", card)
+    return folder
+
+
+def ask(history: list[str], query: str | None) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"history": [history], "query": [query]}, schema={"history": pl.List(pl.String), "query": pl.String}
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "gpt2"])
+def test_an_atomic_append_adds_rows_and_keeps_every_old_bit(family: str, tmp_path: Path) -> None:
+    model = tuned_model(tmp_path / "model", "atomic", family)
+    now = catalogue(20).filter(pl.col("item_id") != "i3")
+    appended = append(model, now, configured("atomic"), tmp_path / "grown")
+    assert (appended.new, appended.retired, appended.items) == (4, 1, 19)
+    before, after = backbone.load_tuned(model), backbone.load_tuned(tmp_path / "grown")
+    known = after.first + 16
+    assert (after.first, after.ids.tokens[16:]) == (before.first, [f"<item_{n}>" for n in range(16, 20)])
+    assert after.tokenizer.convert_tokens_to_ids("<item_19>") == known + 3
+    old, new = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "grown"))
+    assert old.keys() == new.keys()
+    for name, weight in old.items():
+        assert torch.equal(new[name][: len(weight)] if weight.dim() else new[name], weight), name
+    listed = [before.first + row for row in range(16) if row != 3]
+    trained = backbone.output_head(before.model).weight[listed]
+    grown = backbone.output_head(after.model).weight[known : known + 4]
+    centre = trained.mean(0)
+    torch.testing.assert_close((grown - centre).norm(dim=1).mean(), (trained - centre).norm(dim=1).mean())
+    found = rank(after, ask(["i0", "i17"], "old film"), 20, Config().ranking)["item_id"].to_list()
+    assert sorted(found) == sorted(now["item_id"])
+    spelled = after.prompter.suffixes(["<item_19>"])[0]
+    assert max(spelled) < after.first  # a new token cannot be spelt by a query either
+
+
+def test_rows_of_a_new_item_resemble_those_of_its_twin(tmp_path: Path) -> None:
+    """The last items repeat the titles of earlier ones, so their rows are known: those that follow from the text."""
+    model = tuned_model(tmp_path / "model", "atomic", "llama")
+    append(model, catalogue(20), configured("atomic"), tmp_path / "grown")
+    after = backbone.load_tuned(tmp_path / "grown")
+    for weight in (backbone.vocabulary(after.model), backbone.output_head(after.model).weight):
+        rows = weight[after.first : after.first + 20].detach()
+        rows = rows - rows[:16].mean(0)
+        assert (cosine_similarity(rows[16:], rows[:4]) > 0.99).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_semantic_ids_are_appended_without_touching_a_weight(family: str, tmp_path: Path) -> None:
+    model = tuned_model(tmp_path / "model", "rq-kmeans", family)
+    appended = append(model, catalogue(20), configured("rq-kmeans"), tmp_path / "grown")
+    assert (appended.new, appended.retired) == (4, 0)
+    files = [load_file(folder / "model.safetensors") for folder in (model, tmp_path / "grown")]
+    assert all(torch.equal(files[1][name], weight) for name, weight in files[0].items())
+    after = backbone.load_tuned(tmp_path / "grown")
+    found = rank(after, ask([], "comedy"), 20, configured("rq-kmeans").ranking)["item_id"]
+    assert {"i16", "i17", "i18", "i19"} <= set(found)
+
+
+def test_a_full_code_space_leaves_the_model_as_it_is(tmp_path: Path) -> None:
+    model = tuned_model(tmp_path / "model", "rq-kmeans", "llama")
+    with pytest.raises(GemstError, match="40 items do not fit"):
+        append(model, catalogue(40), configured("rq-kmeans"), tmp_path / "grown")
+    assert not (tmp_path / "grown").exists()
+
+
+def test_predicted_rows_follow_the_text_as_trained_rows_do() -> None:
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(320, 24, generator=generator)
+    truth = text @ torch.randn(24, 24, generator=generator) + 5
+    noisy = truth + 2 * torch.randn(320, 24, generator=generator)
+    guessed = predict(text[:300], noisy[:300], text[300:])
+    centre = noisy[:300].mean(0)
+    assert (cosine_similarity(guessed - centre, truth[300:] - centre) > 0.95).all()
+    noise = predict(text[:300], torch.randn(300, 24, generator=generator), text[300:])
+    assert noise.isfinite().all()
