@@ -72,13 +72,18 @@ def tokenize(config: Config) -> Summary:
     """Items to unique, stable identifiers, their quality report and the trie."""
     from gemst import item_ids
     from gemst.data import tables
+    from gemst.registry.builds import log_build
 
     with stage("tokenize") as summary:
         items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
         quality = item_ids.build(items, _examples("train"), config, layout.ITEM_IDS)
         summary.read["items"] = len(items)
         summary.written["ids"] = len(items)
-        summary.notes.append(f"{config.item_ids.strategy}: {quality.get('unique_ratio_after', 1.0):.2%} unique")
+        summary.notes.append(f"{config.item_ids.strategy}: {quality['unique_ratio_after']:.2%} unique")
+        try:
+            log_build(config, layout.ITEM_IDS)
+        except GemstError as error:  # the build is whole without it
+            summary.notes.append(f"not in MLflow: {error}")
     return summary
 
 

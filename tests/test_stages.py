@@ -152,13 +152,15 @@ def test_a_query_that_spells_an_item_token_stays_text(ran: Path, config, monkeyp
 
 
 def test_own_item_vectors_reach_the_identifiers(ran: Path, tmp_path, monkeypatch) -> None:
-    shutil.copytree(ran / "artifacts", tmp_path / "artifacts")
+    for folder in ("artifacts", "mlruns"):
+        shutil.copytree(ran / folder, tmp_path / folder)
     monkeypatch.chdir(tmp_path)
     given = pl.read_parquet(ran / "logs" / "items.parquet").sort("item_id")
     kept = pl.read_parquet(layout.VALIDATED / "items.parquet").sort("item_id")
     np.testing.assert_allclose(kept["embedding"].to_list(), given["embedding"].to_list(), rtol=1e-6)
     settings = {"strategy": "rq-kmeans", "embedding": "column", "levels": 2, "codebook_size": 4}
-    stages.tokenize(Config.model_validate({"item_ids": settings}))  # no encoder is there: only the column can serve
+    made = stages.tokenize(Config.model_validate({"item_ids": settings}))  # no encoder: only the column can serve
+    assert made.notes == ["rq-kmeans: 100.00% unique"]  # and it is in MLflow
     ids = item_ids.load(layout.ITEM_IDS)
     assert ids.strategy == "rq-kmeans"
     assert sorted(ids.item_id) == given["item_id"].to_list()
@@ -189,6 +191,16 @@ def test_an_appended_item_is_searched_for_and_the_champion_keeps_its_score(ran, 
     version = connect().get_model_version_by_alias("gemst", "champion")
     assert version.run_id == before.run_id
     assert version.tags == {"gemst.joint": repr(before.joint), "gemst.appended_to": str(before.version)}
+
+
+def test_identifiers_are_built_though_mlflow_cannot_be_used(ran: Path, config, tmp_path, monkeypatch) -> None:
+    shutil.copytree(ran / "artifacts", tmp_path / "artifacts")
+    monkeypatch.chdir(tmp_path)
+    layout.MLRUNS.mkdir()
+    (layout.MLRUNS / "mlflow.db").write_text("no database")
+    shutil.rmtree(layout.ITEM_IDS)
+    assert "not in MLflow: mlruns/mlflow.db is not a database" in stages.tokenize(config).notes[1]
+    assert len(item_ids.load(layout.ITEM_IDS).item_id) == 12
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,16 @@ class ItemIds:
 
 
 def table(ids: ItemIds) -> pl.DataFrame:
-    """What ids.parquet holds: item_id, codes list[i32], generation i32, active bool. It maps in both directions."""
+    """What ids.parquet holds: item_id, tokens str, codes list[i32], generation i32, active bool.
+
+    It maps in both directions: `tokens` is what the model generates for an item, and no two items share it.
+    """
+    tokens = pl.Series(ids.tokens)
+    spelled = [tokens.gather(column).alias(str(level)) for level, column in enumerate(ids.token_ids(0).T)]
     return pl.DataFrame(
         {
             "item_id": ids.item_id,
+            "tokens": pl.DataFrame(spelled).select(pl.concat_str(pl.all()))[:, 0],
             "codes": pl.Series(ids.codes).cast(pl.List(pl.Int32)),
             "generation": ids.generation,
             "active": ids.active,

@@ -21,9 +21,9 @@ from gemst.provenance import code_tags, dvc_hashes, fingerprint
 from gemst.registry.store import (
     as_metrics,
     connect,
+    experiment,
     explained,
     flatten,
-    is_local,
     log_metrics,
     metric_name,
     no_model,
@@ -183,18 +183,7 @@ def _start_run(client: MlflowClient, config: Config) -> str:
     """A new run in the project's experiment, with parameters and the code's version."""
     from mlflow.entities import Param
 
-    experiment = client.get_experiment_by_name(config.registry.experiment)
-    if experiment is None:
-        # Said once and for all: MLflow's UI would otherwise put the artefacts where it was started.
-        location = (layout.MLRUNS / "artifacts").resolve().as_uri() if is_local() else None
-        identity = client.create_experiment(config.registry.experiment, artifact_location=location)
-    elif experiment.lifecycle_stage == "deleted":
-        raise GemstError(
-            f"the experiment {experiment.name!r} is deleted in MLflow",
-            f"Run `mlflow experiments restore -x {experiment.experiment_id}`, or use another registry.experiment",
-        )
-    else:
-        identity = experiment.experiment_id
+    identity = experiment(client, config.registry.experiment)
     name = config.registry.run_name or f"{config.tuning.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = client.create_run(identity, run_name=name, tags=code_tags())
     params = [Param(key, str(value)) for key, value in config.flat().items()]

@@ -116,6 +116,23 @@ def is_local() -> bool:
     return bool(mlflow.get_tracking_uri().startswith("sqlite"))
 
 
+def experiment(client: MlflowClient, name: str) -> str:
+    """The id of an experiment, made where it is missing. Raises GemstError when it is deleted."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # Said once and for all: MLflow's UI would otherwise put the artefacts where it was started.
+        location = (layout.MLRUNS / "artifacts").resolve().as_uri() if is_local() else None
+        made: str = client.create_experiment(name, artifact_location=location)
+        return made
+    if found.lifecycle_stage == "deleted":
+        raise GemstError(
+            f"the experiment {name!r} is deleted in MLflow",
+            f"Run `mlflow experiments restore -x {found.experiment_id}`, or use another registry.experiment",
+        )
+    identity: str = found.experiment_id
+    return identity
+
+
 def as_metrics(scalars: dict[str, float], step: int) -> list[Metric]:
     from mlflow.entities import Metric
 

@@ -67,6 +67,10 @@ def test_every_item_gets_its_own_id_and_the_folder_gives_it_back(strategy: str, 
     assert (tmp_path / "ids/quality.png").stat().st_size > 1000
     spelled = {"".join(np.array(ids.tokens)[row]) for row in ids.token_ids(0)}
     assert len(spelled) == len(items)
+    table = pl.read_parquet(tmp_path / "ids/ids.parquet")  # the map, in both directions
+    assert set(table["tokens"]) == spelled
+    to_item = dict(table.select("tokens", "item_id").iter_rows())
+    assert to_item["".join(np.array(ids.tokens)[ids.token_ids(0)[17]])] == "i17"
     assert sorted(ids.trie.items.tolist()) == list(range(len(items)))
 
 
