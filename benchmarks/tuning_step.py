@@ -91,7 +91,7 @@ def gems(model: nn.Module, ids: Tensor, bf16: bool) -> Callable[[], None]:
             if first:
                 optimizer.start()
         embedding.grad = None
-        optimizer.signals = Signals((1.0, 1.0), (1.0, 1.0), (ROWS // 2, ROWS // 2))
+        optimizer.signals = Signals((1.0, 1.0), (ROWS // 2, ROWS // 2))
         optimizer.step()
         optimizer.zero_grad()
 

@@ -147,8 +147,10 @@ class Tuning(Section):
     chain_items: Positive = Field(48, description="history items in one chain row")
     batch_tokens: Positive = Field(2048, description="tokens per batch, padding included")
     accumulate: Positive = Field(1, description="batches per optimizer step")
-    precision: Literal["auto", "fp32", "bf16-autocast"] = Field(
-        "auto", description="auto: bf16 compute over fp32 weights where the processor has it, else fp32"
+    precision: Literal["auto", "fp32", "bf16-autocast", "bf16-weights"] = Field(
+        "auto",
+        description="bf16-autocast: bf16 compute over fp32 weights; bf16-weights: over bf16 weights with the other "
+        "half of their fp32 beside them (method gems); auto: bf16-autocast where the processor has it, else fp32",
     )
     checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     distributed: Literal["ddp", "fsdp"] = Field(

@@ -169,7 +169,7 @@ def _certificate(config: Config, method: Any, after: dict[str, Tensor]) -> dict[
     from gemst import backbone
 
     before, _ = backbone.load(config.backbone)
-    named = {name: before.get_parameter(f"{name}.weight").detach() for name in method.weights()}
+    named = {name: before.get_parameter(f"{name}.weight").detach() for name in method.attached.layers}
     leaks: dict[str, float] = method.certificate(named, after)
     return leaks
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gemst.tuning.parallel import local, mean_, over_shards
+from gemst.tuning.parallel import mean_
 from gemst.tuning.subspace import Sketch, SubspaceLinear
 
 
@@ -68,7 +68,9 @@ def _sketch(
     layer: SubspaceLinear, left: Tensor, project: Projector, generator: torch.Generator, probes: int = 8
 ) -> Sketch:
     probe = project(torch.randn(layer.basis.shape[0], probes, generator=generator).to(left))
-    return Sketch(left, probe, torch.zeros_like(layer.basis), left.new_zeros(2, left.shape[0], probes))
+    probed = left.new_zeros(left.shape[0], probes)
+    shared = left.new_zeros(left.shape[0], layer.widths.shared)
+    return Sketch(left, probe, torch.zeros_like(layer.basis), probed, shared)
 
 
 def refreshed(layer: SubspaceLinear, project: Projector, generator: torch.Generator) -> Tensor:
@@ -91,9 +93,7 @@ def refreshed(layer: SubspaceLinear, project: Projector, generator: torch.Genera
 
 def captured_energy(layer: SubspaceLinear) -> float:
     """Share of |G P|^2 of the joint gradient that the shared basis holds: |C|^2 over an unbiased estimate."""
-    sketch, gradient = layer.sketch, layer.coefficients.grad
+    sketch = layer.sketch
     assert sketch is not None
-    assert gradient is not None
-    whole = float(mean_(sketch.probed.sum(0)).pow(2).sum()) / sketch.probe.shape[1]
-    held = local(gradient)[:, layer.widths.columns("shared")].pow(2).sum()
-    return float(over_shards(held, of=gradient)) / max(whole, 1e-30)
+    whole = float(mean_(sketch.probed).pow(2).sum()) / sketch.probe.shape[1]
+    return float(mean_(sketch.shared).pow(2).sum()) / max(whole, 1e-30)

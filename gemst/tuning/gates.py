@@ -16,8 +16,8 @@ class Signals:
     """What a gate may look at after a backward pass, each as (rec, src)."""
 
     losses: tuple[float, float]
-    norms: tuple[float, float]
     samples: tuple[int, int]
+    norms: tuple[float, float] = (0.0, 0.0)  # of the coefficient gradients
     alignment: tuple[float, float] = (0.0, 0.0)  # <C_s(t+1), N_s(t)>: how the last update pays off
 
 
@@ -32,18 +32,19 @@ class Gate:
         start = min(max(self.config.rec, 1e-4), 1 - 1e-4)
         self.logit = math.log(start / (1 - start))
 
-    def update(self, signals: Signals, lr: float) -> tuple[float, float]:
-        """The gates of this step. `lr` is the learning rate the last update was applied with.
+    def update(self, signals: Signals) -> tuple[float, float]:
+        """The gates of this step.
 
-        learned: gradient descent on the loss through W(t+1) = W(t) - lr * sum_s g_s N_s Q_s^T, whose derivative is
-        dL/dg_s = -lr <C_s(t+1), N_s(t)> (the hypergradient of Baydin et al. 2018), normalised by both tasks' size.
+        learned: gradient descent on each task's own loss through W(t+1) = W(t) - lr * sum_s g_s N_s Q_s^T, whose
+        derivative is dL_s/dg_s = -lr <C_s(t+1), N_s(t)> (the hypergradient of Baydin et al. 2018), normalised by both
+        tasks' size. A step that lacks a task, or follows one that did, compares nothing and leaves the gate alone.
         """
         if self.config.kind == "fixed":
             return self.config.rec, 1 - self.config.rec
         if self.config.kind == "learned":
             rec, src = signals.alignment
-            size = abs(rec) + abs(src)
-            if size > 0:
+            if rec and src:
+                size = abs(rec) + abs(src)
                 share = 1 / (1 + math.exp(-self.logit))
                 self.logit += self.config.lr * 4 * share * (1 - share) * (rec - src) / size
                 self.logit = min(max(self.logit, -4.0), 4.0)

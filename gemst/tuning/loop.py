@@ -44,7 +44,7 @@ class State:
 def precision(setting: str, device: torch.device) -> AbstractContextManager[Any]:
     """The autocast context of `tuning.precision`; auto is bf16 where the processor multiplies it natively."""
     native = device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-    enabled = setting == "bf16-autocast" or (setting == "auto" and native)
+    enabled = setting.startswith("bf16") or (setting == "auto" and native)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 

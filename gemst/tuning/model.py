@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,14 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from gemst.tuning.batches import Batch
-
-
-@dataclass
-class Losses:
-    """What one batch says: `joint` is the mean over all targets; the others are detached means by task (rec, src)."""
-
-    joint: Tensor
-    by_task: tuple[float, float]
 
 
 class ItemModel(nn.Module):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,21 @@ def whole_space(vectors: Tensor) -> Tensor:
     return vectors
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def in_float32(method: Callable[P, T]) -> Callable[P, T]:
+    """Run a method without autocast: matrix products in bfloat16 would leave the null space."""
+
+    @functools.wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return method(*args, **kwargs)
+
+    return run
+
+
 class Gems(torch.optim.Optimizer):
     """W <- W - lr * scale * (N_sh Q_sh^T + g_rec N_rec Q_rec^T + g_src N_src Q_src^T), N from Adam on C_s = G_s Q_s.
 
@@ -29,7 +46,9 @@ class Gems(torch.optim.Optimizer):
     rows in a step leaves its moments, its bias-correction count and its share of the weights untouched. Steps with a
     NaN or Inf gradient are skipped and counted in `skipped`.
 
-    Call `prepare()` before each backward pass of a step (it arms due refreshes) and set `signals` before `step()`.
+    Before a step's first forward pass call `prepare()` (it arms due refreshes), before each one set where the search
+    rows begin, and before `step()` set `signals`; `begin()` does all three where a step has one batch. The very first
+    step takes the bases from its gradients and changes no weight.
     """
 
     def __init__(
@@ -52,7 +71,7 @@ class Gems(torch.optim.Optimizer):
         self.projectors: dict[str, Projector] = projectors or {}
         self.refresh_every = refresh_every
         self.generator = torch.Generator().manual_seed(seed)
-        self.signals = Signals((0.0, 0.0), (0.0, 0.0), (0, 0))
+        self.signals = Signals((0.0, 0.0), (0, 0))
         self.skipped = 0
         self.gates = (gate.config.rec, 1 - gate.config.rec)
         self.energy: dict[str, float] = {}  # captured energy by layer, as of its last refresh
@@ -60,7 +79,7 @@ class Gems(torch.optim.Optimizer):
         self._scratch: dict[tuple[int, ...], Tensor] = {}
         groups: list[dict[str, Any]] = [
             {"params": [layer.coefficients for layer in attached.layers.values()], "lr": lr, "kind": "subspace",
-             "scale": scale, "weight_decay": weight_decay, "steps": 0, "decay": 0.0},
+             "scale": scale, "weight_decay": weight_decay, "steps": 0, "shrunk": [0.0] * len(attached.layers)},
             {"params": list(items), "lr": item_lr, "kind": "items"},
         ]  # fmt: skip
         super().__init__(groups, {"betas": betas, "eps": eps})
@@ -77,18 +96,35 @@ class Gems(torch.optim.Optimizer):
         """True until the first backward pass has given every layer a basis."""
         return not any(bool(layer.basis.any()) for layer in self.attached.layers.values())
 
+    def _due(self, place: int) -> bool:
+        """Whether this step refreshes the basis of the layer at `place`: the layers take turns."""
+        step = self.param_groups[0]["steps"]
+        return bool(step and (step + place * self.refresh_every // len(self._names)) % self.refresh_every == 0)
+
+    @in_float32
     def prepare(self) -> None:
-        """Arm the layers whose basis is due, before the backward pass that their new basis is taken from."""
-        first, step = self.needs_first_bases, self.param_groups[0]["steps"]
+        """Arm the layers whose basis is due, before the forward pass that their new basis is taken from."""
+        first = self.needs_first_bases
         for place, (name, layer) in enumerate(self.attached.layers.items()):
+            if layer.sketch is not None or not (first or self._due(place)):
+                continue
             project = self.projectors.get(name, whole_space)
             if first:
                 layer.sketch = first_sketch(layer, project, self.generator)
-            elif step and (step + place * self.refresh_every // len(self._names)) % self.refresh_every == 0:
+            else:
                 momentum = self.state[layer.coefficients]["exp_avg"]
                 layer.sketch = warm_sketch(layer, whole(momentum), project, self.generator)
 
-    @torch.no_grad()
+    def begin(self, boundary: int, targets: tuple[int, int], losses: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Before the forward pass of a step's only batch: rows [0, boundary) are recommendation, the rest search.
+
+        `targets` counts the labels of both tasks in the mean loss; `losses` is for the heuristic gate, if known.
+        """
+        self.attached.announce(boundary, targets)
+        self.signals = Signals(losses, targets)
+        self.prepare()
+
+    @in_float32
     def start(self) -> None:
         """Take the first bases from the backward pass just done; its gradients are dropped."""
         for name, layer in self.attached.layers.items():
@@ -96,7 +132,7 @@ class Gems(torch.optim.Optimizer):
             layer.sketch = layer.shared_by_task = None
         self.zero_grad()
 
-    @torch.no_grad()
+    @in_float32
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every layer and of the item rows; returns the closure's value, if one is given."""
         loss = None
@@ -109,16 +145,23 @@ class Gems(torch.optim.Optimizer):
             for layer in self.attached.layers.values():
                 layer.sketch = layer.shared_by_task = None
             return loss
+        if self.needs_first_bases:
+            self.start()
+            return loss
         group = self.param_groups[0]
-        if self.gate.config.kind == "learned":
+        if self.gate.config.kind == "heuristic":
+            self.signals.norms = (self._norm("rec"), self._norm("src"))
+        elif self.gate.config.kind == "learned":
             self.signals.alignment = (self._alignment("rec"), self._alignment("src"))
-        self.gates = self.gate.update(self.signals, group["lr"] * group["scale"])
-        group["steps"] += 1
-        group["decay"] = 1 - (1 - group["decay"]) * (1 - group["lr"] * group["weight_decay"])
-        for name, layer in self.attached.layers.items():
+        self.gates = self.gate.update(self.signals)
+        shrink = math.log1p(-group["lr"] * group["weight_decay"])
+        for place, (name, layer) in enumerate(self.attached.layers.items()):
             self._step_layer(name, layer, group)
-        if group["steps"] % self.refresh_every == 0:
-            group["decay"] = 0.0
+            group["shrunk"][place] += shrink
+            if shrink and self._due(place):
+                self._decay(name, layer, -math.expm1(group["shrunk"][place]))
+                group["shrunk"][place] = 0.0
+        group["steps"] += 1
         for parameter in self.param_groups[1]["params"]:
             self._step_rows(parameter, self.param_groups[1])
         return loss
@@ -126,6 +169,13 @@ class Gems(torch.optim.Optimizer):
     def _active(self) -> tuple[bool, bool, bool]:
         rec, src = self.signals.samples
         return rec > 0, True, src > 0
+
+    def _norm(self, subspace: str) -> float:
+        """|C_s| over all layers."""
+        layers = [layer for layer in self.attached.layers.values() if layer.coefficients.grad is not None]
+        parts = [local(layer.coefficients.grad)[:, layer.widths.columns(subspace)] for layer in layers]  # type: ignore[arg-type]
+        norm = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(parts))))
+        return float(over_shards(norm.square(), of=layers[0].coefficients).sqrt())
 
     def _alignment(self, subspace: str) -> float:
         """<C_s(t+1), N_s(t)> over all layers: positive where the last update still points downhill."""
@@ -143,7 +193,7 @@ class Gems(torch.optim.Optimizer):
             return
         gradient = local(layer.coefficients.grad)
         state, (beta1, beta2) = self.state[layer.coefficients], group["betas"]
-        moment, square, weights = local(state["exp_avg"]), local(state["exp_avg_sq"]), local(layer.weight)
+        moment, square = local(state["exp_avg"]), local(state["exp_avg_sq"])
         active = torch.tensor(self._active(), dtype=torch.float32)
         state["counts"] += active
         by_column = self._columns(layer, torch.stack([
@@ -164,13 +214,7 @@ class Gems(torch.optim.Optimizer):
             applied = state.setdefault("applied", torch.zeros_like(layer.coefficients))
             local(applied).copy_(normalised)
         normalised *= weight
-        delta = -group["lr"] * group["scale"]
-        if layer.transposed:
-            weights.addmm_(layer.basis, normalised.t(), alpha=delta)
-        else:
-            weights.addmm_(normalised, layer.basis.t(), alpha=delta)
-        if group["decay"] and group["steps"] % self.refresh_every == 0:
-            self._decay(name, layer, group["decay"])
+        layer.fold(normalised, layer.basis, -group["lr"] * group["scale"])
         if layer.sketch is not None:
             self._refresh(name, layer, state)
 
@@ -181,25 +225,35 @@ class Gems(torch.optim.Optimizer):
         return values.repeat_interleave(widths, dim=1)
 
     def _decay(self, name: str, layer: SubspaceLinear, amount: float) -> None:
-        """Shrink the W P component by what `refresh_every` steps of decay amount to; W (I - P) stays."""
-        inside = self.projectors.get(name, whole_space)(local(layer.matrix).t())
-        local(layer.weight).add_(inside if layer.transposed else inside.t(), alpha=-amount)
+        """Shrink the W P component by what the steps since the last time amount to; W (I - P) stays."""
+        layer.add(self.projectors.get(name, whole_space)(layer.exact().t()).t(), -amount)
 
     def _new_basis(self, name: str, layer: SubspaceLinear) -> Tensor:
         """The basis that the sketch of all processes gives; process 0's, so that replicas cannot drift apart."""
         return from_first_(refreshed(layer, self.projectors.get(name, whole_space), self.generator))
 
     def _refresh(self, name: str, layer: SubspaceLinear, state: dict[str, Tensor]) -> None:
-        """New basis from the sketch; each subspace's moments are rotated by R = Q_old^T Q_new (squares by R^2)."""
+        """New basis from the sketch; each subspace's moments are rotated by R = Q_old^T Q_new.
+
+        Squares are rotated by R^2, as if coefficients were uncorrelated. What a new direction has outside the old
+        basis is unknown and counts as the row's mean: as zero it would make the next steps too large.
+        """
         self.energy[name] = captured_energy(layer)
         basis = self._new_basis(name, layer)
         moments = {key: local(state[key]) for key in ("exp_avg", "exp_avg_sq", "applied") if key in state}
         for subspace in SUBSPACES:
             columns = layer.widths.columns(subspace)
+            if columns.start == columns.stop:
+                continue
             rotation = layer.basis[:, columns].t() @ basis[:, columns]
+            known = rotation.pow(2)
+            unknown = (1 - known.sum(0)).clamp(min=0)
             for key, moment in moments.items():
-                by = rotation.pow(2) if key == "exp_avg_sq" else rotation
-                moment[:, columns] = moment[:, columns] @ by
+                old = moment[:, columns]
+                if key == "exp_avg_sq":
+                    moment[:, columns] = old @ known + old.mean(1, keepdim=True) * unknown
+                else:
+                    moment[:, columns] = old @ rotation
         layer.basis.copy_(basis)
         layer.sketch = None
 

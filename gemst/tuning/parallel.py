@@ -123,6 +123,8 @@ class Processes:
             raise GemstError(
                 f"tuning.method = {tuning.method} cannot be sharded", "Set tuning.distributed to ddp for this method"
             )
+        if self.sharded and tuning.precision == "bf16-weights":
+            raise GemstError("bf16-weights cannot be sharded", "Set tuning.precision to bf16-autocast, or use ddp")
 
     def shares(self, rows: Any) -> list[Any]:
         """What each process makes of a batch's rows: every count-th of them, so that each gets both tasks.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gemst.errors import GemstError
+from gemst.tuning.parallel import local
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Route:
 
     Rows [0, boundary) are recommendation, the rest search. `weights` = (N / N_rec, N / N_src) turns the gradient of the
     joint mean loss over N targets into that of each task's own mean. With `boundary` None the rows are coupled: the
-    whole     batch then belongs to the task `backward` (0 or 1) whose loss is being differentiated.
+    whole batch then belongs to the task `backward` (0 or 1) whose loss is being differentiated.
     """
 
     boundary: int | None = 0
@@ -43,7 +44,8 @@ class Sketch:
     left: Tensor  # U (m, R), columns as in the basis
     probe: Tensor  # (n, p) random directions inside range(P): they estimate |G P|^2
     right: Tensor  # V = G^T U (n, R), accumulated
-    probed: Tensor  # G probe for rec and src, (2, m, p), accumulated
+    probed: Tensor  # G probe of the joint gradient, (m, p), accumulated
+    shared: Tensor  # its C_shared (m, r_shared), accumulated: clipping does not reach it
 
 
 @dataclass(eq=False)
@@ -81,6 +83,9 @@ class SubspaceLinear(nn.Module):
         self.basis: Tensor
         self.sketch: Sketch | None = None
         self.shared_by_task: Tensor | None = None  # (2, m, r_shared): C_shared of rec and src, when observed
+        # The low half of the float32 whose high half is a bfloat16 `weight`, see `narrow`.
+        narrow = self.weight.dtype != torch.float32
+        self.remainder = torch.zeros_like(self.weight, dtype=torch.int16) if narrow else None
         self.keeps_copies = True  # of W in the compute type; not where W itself is there for one pass only
         self._copies: dict[torch.dtype, tuple[int, Tensor]] = {}
 
@@ -88,6 +93,42 @@ class SubspaceLinear(nn.Module):
     def matrix(self) -> Tensor:
         """W as (out, in)."""
         return self.weight.detach().t() if self.transposed else self.weight.detach()
+
+    def exact(self) -> Tensor:
+        """W as (out, in) in float32, however it is stored."""
+        whole = self._whole()
+        return whole.t() if self.transposed else whole
+
+    def narrow(self) -> None:
+        """Store W as the bfloat16 that the forward pass reads and 16 bits more: together they are its float32."""
+        self._store(self._whole())
+
+    def widen(self) -> None:
+        """Undo `narrow`: W is one float32 tensor again."""
+        self.weight.data, self.remainder = self._whole(), None
+
+    def _whole(self) -> Tensor:
+        return joined(local(self.weight.detach()), self.remainder)
+
+    def _store(self, whole: Tensor) -> None:
+        self.weight.data = whole.bfloat16()
+        rest = whole.view(torch.int32) - self.weight.detach().float().view(torch.int32)
+        self.remainder = rest.clamp_(max=2**15 - 1).to(torch.int16)  # a tie may be 2^15: one unit of float32 is lost
+
+    @torch.no_grad()
+    def fold(self, left: Tensor, right: Tensor, alpha: float) -> None:
+        """W += alpha * left right^T, for left (m, k) and right (n, k) in float32."""
+        rows, columns = (right, left) if self.transposed else (left, right)
+        whole = self._whole().addmm_(rows, columns.t(), alpha=alpha)
+        if self.remainder is not None:
+            self._store(whole)
+
+    @torch.no_grad()
+    def add(self, change: Tensor, alpha: float) -> None:
+        """W += alpha * change, (m, n) in float32."""
+        whole = self._whole().add_(change.t() if self.transposed else change, alpha=alpha)
+        if self.remainder is not None:
+            self._store(whole)
 
     def cast_matrix(self, dtype: torch.dtype) -> Tensor:
         """W in the compute type; the copy is remade only after W changed."""
@@ -110,6 +151,11 @@ class SubspaceLinear(nn.Module):
                 y: Tensor = _Project.apply(x.to(dtype), self.coefficients, self)
                 return y if bias is None else y + bias
             return functional.linear(x.to(dtype), self.cast_matrix(dtype), bias)
+
+
+def joined(high: Tensor, low: Tensor | None) -> Tensor:
+    """The float32 whose halves are the bfloat16 `high` and the int16 `low`; `high` itself where there is no `low`."""
+    return high if low is None else (high.float().view(torch.int32) + low).view(torch.float32)
 
 
 class _Project(torch.autograd.Function):
@@ -170,6 +216,7 @@ def _coefficients(ctx: Any, dy: Tensor, layer: SubspaceLinear) -> Tensor:
         if route.observe and layer.shared_by_task is not None:
             layer.shared_by_task[task] += of_shared
         if layer.sketch is not None:
+            layer.sketch.shared += of_shared
             _accumulate(layer.sketch, part, known, widths, task, route.weights[task])
     return total
 
@@ -179,7 +226,7 @@ def _accumulate(sketch: Sketch, dy: Tensor, x: Tensor, widths: Widths, task: int
     left = sketch.left.to(dy.dtype)
     sketch.right[:, own] += (x.t() @ (dy @ left[:, own])).float() * weight
     sketch.right[:, shared] += (x.t() @ (dy @ left[:, shared])).float()
-    sketch.probed[task] += (dy.t() @ (x @ sketch.probe.to(x.dtype))).float()
+    sketch.probed += (dy.t() @ (x @ sketch.probe.to(x.dtype))).float()
 
 
 def _split(x: Tensor, boundary: int) -> tuple[Tensor, Tensor]:
@@ -193,6 +240,11 @@ class Attached:
     model: nn.Module
     layers: dict[str, SubspaceLinear]
     route: Route = field(default_factory=Route)
+
+    def announce(self, boundary: int | None, targets: tuple[int, int]) -> None:
+        """What the next backward pass needs: where search rows begin, and the labels of both tasks in its mean loss."""
+        total = sum(targets)
+        self.route.boundary, self.route.weights = boundary, (total / max(targets[0], 1), total / max(targets[1], 1))
 
     def detach(self) -> None:
         """Put the plain modules back; the tuned weights are in them already."""
@@ -228,7 +280,7 @@ def attach(
     """Freeze `model` and replace every matching Linear by a SubspaceLinear, in place.
 
     `rank` is that of the shared subspace; rec and src take half of it each. `rooms` gives, per module, the dimensions
-    of     the null space; ranks shrink to fit it. Raises GemstError when `rank` exceeds a layer's width.
+    of the null space; ranks shrink to fit it. Raises GemstError when `rank` exceeds a layer's width.
     """
     modules = matching(model, pattern)
     model.requires_grad_(False)
@@ -254,9 +306,8 @@ def _widths(rank: int, subspaces: str, room: int) -> Widths:
     if subspaces == "specific":
         return Widths(min(rec, room), 0, min(src, room))
     shared = min(shared, room if subspaces == "shared" else max(1, room * 2 // 3))
-    return Widths(
-        min(rec, room - shared), shared, min(src, room - shared)
-    )  # a specific basis is orthogonal to the shared
+    # A specific basis is orthogonal to the shared one, so both together have to fit.
+    return Widths(min(rec, room - shared), shared, min(src, room - shared))
 
 
 def _plain(layer: SubspaceLinear) -> nn.Module:

@@ -15,8 +15,8 @@ from gemst.tuning.gates import Gate, Signals
 from gemst.tuning.methods import Facts
 from gemst.tuning.model import ItemModel
 from gemst.tuning.optimizer import Gems
-from gemst.tuning.parallel import local, mean_, over_shards
-from gemst.tuning.subspace import attach
+from gemst.tuning.parallel import mean_
+from gemst.tuning.subspace import attach, joined
 
 
 class GemsMethod:
@@ -29,8 +29,11 @@ class GemsMethod:
             self.projectors, _ = null_space.load(folder, items.model)
         rooms = {name: space.dimensions for name, space in self.projectors.items()} or None
         self.attached = attach(items.model, tuning.modules, tuning.rank, tuning.subspaces, rooms)
-        self.items = items
         shard(items)
+        if tuning.precision == "bf16-weights":
+            for layer in self.attached.layers.values():
+                layer.narrow()
+        self.targets = (1, 1)
         self.optimizer = Gems(
             self.attached,
             [items.items_in, items.items_out],
@@ -50,13 +53,12 @@ class GemsMethod:
         return self.optimizer.needs_first_bases
 
     def prepare(self, targets: tuple[int, int], observe: bool) -> None:
-        route, total = self.attached.route, sum(targets)
-        route.weights = (total / max(targets[0], 1), total / max(targets[1], 1))
-        route.observe = observe
+        self.targets = targets
+        self.attached.route.observe = observe
         self.optimizer.prepare()
 
     def enter(self, batch: Batch) -> None:
-        self.attached.route.boundary = batch.boundary
+        self.attached.announce(batch.boundary, self.targets)
 
     def backward(self, losses: Tensor, batch: Batch) -> None:
         losses.sum().backward()
@@ -71,18 +73,14 @@ class GemsMethod:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def step(self, facts: Facts) -> None:
-        self.optimizer.signals = Signals(facts.losses, (self._norm("rec"), self._norm("src")), facts.targets)
+        self.optimizer.signals = Signals(facts.losses, facts.targets)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _norm(self, subspace: str) -> float:
-        layers = [layer for layer in self.attached.layers.values() if layer.coefficients.grad is not None]
-        parts = [local(layer.coefficients.grad)[:, layer.widths.columns(subspace)] for layer in layers]  # type: ignore[arg-type]
-        norm = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(parts))))
-        return float(over_shards(norm.square(), of=layers[0].coefficients).sqrt())
-
     def weights(self) -> dict[str, Tensor]:
-        return {name: layer.weight.detach() for name, layer in self.attached.layers.items()}
+        found = {name: layer.weight.detach() for name, layer in self.attached.layers.items()}
+        low = {name: layer.remainder for name, layer in self.attached.layers.items()}
+        return found | {f"{name}.remainder": part for name, part in low.items() if part is not None}
 
     def observations(self) -> tuple[dict[str, float], list[dict[str, float | str]]]:
         """Gradient cosine between the tasks by layer, from shared-basis coefficients; captured energy; gates."""
@@ -108,6 +106,8 @@ class GemsMethod:
         return scalars, rows
 
     def finish(self) -> None:
+        for layer in self.attached.layers.values():
+            layer.widen()
         self.attached.detach()
 
     def certificate(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
@@ -115,7 +115,7 @@ class GemsMethod:
         leaks = {}
         for name, layer in self.attached.layers.items():
             space = self.projectors.get(name)
-            change = after[name] - before[name]
+            change = joined(after[name], after.get(f"{name}.remainder")) - before[name]
             change = (change.t() if layer.transposed else change).double()
             if space is None or not bool(change.any()):
                 continue
