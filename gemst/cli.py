@@ -250,17 +250,25 @@ def _print_preview(config: Config) -> None:
     """The mapping, ten rows of each table and the counts of an ingest that was not made."""
     import polars as pl
 
+    from gemst.data import account
     from gemst.data.preview import preview
 
     shown = preview(config.data)
+    width = max(len(column) for column in shown.mapping)
     for column, origin in shown.mapping.items():
-        print(f"{column} <- {origin}")
+        print(f"{column:<{width}} <- {origin}")
     for name, rows in (("items", shown.items), ("events", shown.events)):
         with pl.Config(tbl_rows=10, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_width_chars=160):
-            print(f"\n{name}: {shown.rows_in.get(name, 0):,} rows in, {shown.rows_out[name]:,} out\n{rows}")
-    for verb, counts in (("dropped", shown.dropped), ("quarantined by validate", shown.quarantined)):
+            print(f"\nthe first {name} as gemst reads them\n{rows}")
+    print()
+    for verb, counts in (("dropped", shown.dropped), ("in quarantine", shown.quarantined)):
         for rule, count in counts.items():
             print(f"{count:,} {verb}: {rule}")
+    print("\n".join(account.lines(shown.rows_in, shown.rows_out, shown.dropped, shown.quarantined)))
+    print(f"what is left: {', '.join(f'{name} {value}' for name, value in shown.profile.items() if value is not None)}")
+    if not shown.profile.get("search_share"):
+        print("No event is a search: if the logs have queries, map their column with data.columns: {query: YOURS}")
+    print("Nothing was written. Next: gemst ingest, gemst validate")
 
 
 def _print(frame: pl.DataFrame, title: str) -> None:

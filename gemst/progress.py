@@ -28,12 +28,13 @@ LINE_EVERY = 10.0  # seconds between lines in a log
 
 @dataclass
 class Summary:
-    """What a stage read, wrote and dropped, how long it took (seconds) and the process's peak memory (MiB)."""
+    """What a stage read, wrote, dropped and set aside, how long it took (seconds) and the peak memory (MiB)."""
 
     stage: str
     read: dict[str, int | str] = field(default_factory=dict)
     written: dict[str, int | str] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    quarantined: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     peak_mib: int = 0
     notes: list[str] = field(default_factory=list)
@@ -41,7 +42,7 @@ class Summary:
     def lines(self) -> list[str]:
         """The summary as plain text lines, the first one with the stage, its time and its memory."""
         lines = [f"{self.stage}: done in {duration(self.seconds)}, peak memory {self.peak_mib:,} MiB"]
-        for name in ("read", "written", "dropped"):
+        for name in ("read", "written", "dropped", "quarantined"):
             counts: dict[str, int | str] = getattr(self, name)
             if counts:
                 shown = (

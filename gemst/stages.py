@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def ingest(config: Config) -> Summary:
     """Raw logs to the canonical tables `items` and `events`."""
-    from gemst.data import sources, tables
+    from gemst.data import account, sources, tables
 
     with stage("ingest") as summary:
         require(config.data.path, made_by="gemst fetch")
@@ -34,12 +34,14 @@ def ingest(config: Config) -> Summary:
             tables.write_events(loaded.events, folder / "events.parquet")
             write_json(folder / "ingest.json", {"rows_in": loaded.rows_in, "dropped": loaded.dropped})
         summary.written |= {"items": len(loaded.items), "events": len(loaded.events)}
+        summary.notes += account.lines(loaded.rows_in, loaded.rows_out, loaded.dropped)
     return summary
 
 
 def validate(config: Config) -> Summary:
     """Great Expectations over the tables; bad rows go to quarantine, a failed table stops the run."""
-    from gemst.data import expectations
+    from gemst.data import account, expectations
+    from gemst.files import read_json
 
     with stage("validate") as summary:
         for name in ("items", "events"):
@@ -47,14 +49,18 @@ def validate(config: Config) -> Summary:
         report = expectations.validate(layout.TABLES, layout.VALIDATED, layout.QUARANTINE, layout.VALIDATION)
         summary.read |= report["rows_in"]
         summary.written |= report["rows_out"]
-        summary.dropped |= report["quarantined"]
+        summary.quarantined |= report["quarantined"]
+        raw = read_json(require(layout.TABLES / "ingest.json", made_by="gemst ingest"))
+        summary.notes += account.lines(raw["rows_in"], report["rows_out"], raw["dropped"], report["quarantined"])
+        if report["quarantined"]:
+            summary.notes.append(f"the rows set aside, with their reasons, are in {layout.QUARANTINE}")
         summary.notes.append(f"{report['expectations']} expectations hold; Data Docs in {layout.VALIDATION / 'docs'}")
     return summary
 
 
 def split(config: Config) -> Summary:
     """Tables to train, valid and test examples."""
-    from gemst.data import examples, tables
+    from gemst.data import account, examples, tables
 
     with stage("split") as summary:
         items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
@@ -64,7 +70,9 @@ def split(config: Config) -> Summary:
             write_json(folder / "split.json", counts)
         summary.read |= {"items": len(items), "events": len(events)}
         summary.written |= {name: counts[name] for name in ("train", "valid", "test")}
-        summary.dropped |= {rule: rows for rule, rows in counts["dropped"].items() if rows}
+        summary.dropped |= counts["dropped"]
+        ends = {"train": counts["train"]} | {f"{name} targets": counts[f"{name}_targets"] for name in ("valid", "test")}
+        summary.notes.append(account.line("events", len(events), ends | {"dropped": sum(counts["dropped"].values())}))
     return summary
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -18,7 +19,7 @@ class Preview:
     """`mapping`: canonical column -> where it comes from. `items` and `events`: the first ten rows.
 
     `rows_in` and `rows_out` count rows, `dropped` those that ingest would drop by "table: rule", `quarantined` those
-    that validate would set aside by "table: reason".
+    that validate would set aside by "table: reason"; `profile` describes the rows that are left (rules.profile).
     """
 
     mapping: dict[str, str]
@@ -28,6 +29,7 @@ class Preview:
     rows_out: dict[str, int]
     dropped: dict[str, int]
     quarantined: dict[str, int]
+    profile: dict[str, Any]
 
 
 def preview(config: Data) -> Preview:
@@ -42,4 +44,5 @@ def preview(config: Data) -> Preview:
         {"items": bad_items.null_count(), "events": bad_events.null_count()},
         loaded.dropped,
         rules.count("items", bad_items) | rules.count("events", bad_events),
+        rules.profile(loaded.items.filter(bad_items.is_null()), loaded.events.filter(bad_events.is_null())),
     )

@@ -16,6 +16,9 @@ from gemst.data.tables import RECOMMENDATION, SEARCH, TASKS
 EARLIEST = dt.datetime(1990, 1, 1, tzinfo=dt.UTC)  # no log of clicks is older than the web
 CLOCK_SKEW = dt.timedelta(days=1)  # later than now by more than this is the future
 LONGEST_ID, LONGEST_TITLE, LONGEST_QUERY, LONGEST_TEXT = 256, 2_000, 1_000, 100_000
+# A character that can be seen: none of Unicode's white space. Spelt out, because engines differ on what \S is, and
+# pandas looks for \S in Python, one row at a time.
+VISIBLE = "[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def bounds(previous: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def _blank(column: str) -> pl.Expr:
-    return pl.col(column).is_null() | ~pl.col(column).str.contains(r"\S")
+    return pl.col(column).is_null() | ~pl.col(column).str.contains(VISIBLE)
 
 
 def _longer(column: str, limit: int) -> pl.Expr:

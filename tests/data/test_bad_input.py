@@ -220,8 +220,18 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "header alone": (csv(EVENT), "gives no events"),
     "no item": (lambda folder: table_folder(folder, items=NO_ITEMS), "gives no items"),
     "broken UTF-8": (csv(EVENT + b"u,a,1600000000\nu\xff,a,1\n"), r"line 3, is not UTF-8"),
+    "UTF-16": (csv((EVENT + b"u,a,1600000000\n").decode().encode("utf-16")), "line 1, is not UTF-8.*iconv -f utf-16"),
+    "quote that does not close": (csv(EVENT + b'u,"a,1600000000\nu,a,1600000000\n'), "do not fit its header.*quote"),
+    "raw quote inside a field": (csv(EVENT + b'u,24" screen,1600000000\n'), "do not fit its header.*written twice"),
+    "no readable time at all": (
+        csv(EVENT + b"u,a,31/01/2024\nu,a,\n"),
+        "1 of 2 values are no time, such as '31/01/2024'",
+    ),
     "more fields than the header": (csv(EVENT + b"u,a,1,2,3\n"), "do not fit its header"),
-    "missing column": (columns(user_id=["u"], item_id=["a"]), "no column 'timestamp'"),
+    "missing column": (
+        columns(user_id=["u"], item_id=["a"]),
+        r"no column timestamp; it has user_id, item_id.*\{events\.timestamp: YOURS\}",
+    ),
     "fractional ids": (columns(user_id=[1.5], item_id=["a"], timestamp=[1]), "column 'user_id' is Float64"),
     "lists for ids": (columns(user_id=[["u"]], item_id=["a"], timestamp=[1]), "column 'user_id' is List"),
     "truth values for times": (
@@ -271,7 +281,7 @@ def test_a_table_that_is_mostly_bad_stops_the_run(tmp_path):
         {**good_event(f"v{n}"), "timestamp": "soon"} for n in range(50)
     ]
     config = write_raw(tmp_path / "raw", [{"item_id": f"i{n}", "title": "T"} for n in range(50)], events)
-    with pytest.raises(GemstError, match="events: timestamp is given"):
+    with pytest.raises(GemstError, match=r"events: timestamp is given \(50 rows do not\). Look at .*index\.html$"):
         run(config, tmp_path)
     assert (tmp_path / "validation" / "docs" / "index.html").exists()
     assert not (tmp_path / "validated").exists()

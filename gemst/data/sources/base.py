@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from gemst.data import account
 from gemst.data.tables import EVENTS, ITEMS, conform, in_order
 from gemst.errors import GemstError
 
 DUPLICATE = "exact duplicate of another row"
+_LISTS = ("categories", "embedding")
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,10 @@ class Loaded:
     rows_in: dict[str, int] = field(default_factory=dict)
     mapping: dict[str, str] = field(default_factory=dict)
 
-    def unaccounted(self) -> dict[str, int]:
-        """Rows in minus rows out minus rows dropped, for each table where that is not 0."""
-        left = {"items": -self.items.height, "events": -self.events.height}
-        for sign, counts in ((1, self.rows_in), (-1, self.dropped)):
-            for name, rows in counts.items():
-                left[name.partition(":")[0]] += sign * rows
-        return {table: rows for table, rows in left.items() if rows}
+    @property
+    def rows_out(self) -> dict[str, int]:
+        """Rows of each canonical table."""
+        return {"items": self.items.height, "events": self.events.height}
 
 
 def settle(loaded: Loaded) -> Loaded:
@@ -49,9 +48,11 @@ def settle(loaded: Loaded) -> Loaded:
         if table.is_empty():
             raise GemstError(f"the source gives no {name}", "Look at it with `gemst ingest --dry-run`")
     dropped = {rule: rows for rule, rows in loaded.dropped.items() if rows}
-    items = items.sort("item_id", "title", "text", pl.col("categories").list.join("\x1f"), nulls_last=True)
+    lists = [pl.col(name).cast(pl.List(pl.String)).list.join("\x1f") for name in items.columns if name in _LISTS]
+    items = items.sort("item_id", "title", "text", *lists, nulls_last=True)
     items, dropped["items: " + DUPLICATE] = _distinct(items)
-    events, dropped["events: " + DUPLICATE] = _distinct(in_order(events))
+    # Times that could not be read are all null: rows with one are not known to be equal, and go to quarantine.
+    events, dropped["events: " + DUPLICATE] = _distinct(in_order(events), pl.col("timestamp").is_not_null())
     settled = Loaded(
         items,
         events,
@@ -59,15 +60,16 @@ def settle(loaded: Loaded) -> Loaded:
         loaded.rows_in,
         loaded.mapping,
     )
-    if lost := settled.unaccounted():
-        raise GemstError(
-            f"the source lost rows without naming a rule: {lost}", "This is a fault of the adapter: report it"
-        )
+    account.lines(settled.rows_in, settled.rows_out, settled.dropped)
     return settled
 
 
-def _distinct(table: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """The table without repeats of the row before (equal rows are side by side), and how many those were."""
+def _distinct(table: pl.DataFrame, known: pl.Expr | None = None) -> tuple[pl.DataFrame, int]:
+    """The table without repeats of the row before (equal rows are side by side), and how many those were.
+
+    Only rows where `known` holds can be repeats.
+    """
     again = pl.all_horizontal(pl.all().eq_missing(pl.all().shift()))
+    again = again if known is None else again & known
     distinct = table.filter(~again | (pl.int_range(pl.len()) == 0))
     return distinct, table.height - distinct.height

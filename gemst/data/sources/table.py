@@ -1,4 +1,4 @@
-"""Own logs: `items` and `events` as Parquet or CSV in one folder.
+"""Own logs: `items` and `events` as Parquet or CSV in one folder (docs/data.md has a template).
 
     items.parquet or items.csv     item_id, title; optional: text, categories, embedding (item_ids.embedding: column)
     events.parquet or events.csv   user_id, item_id, timestamp; optional: task, query, request_id, shown
@@ -17,6 +17,8 @@ separated by `|`. Values that cannot be read become null, and `validate` quarant
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from pathlib import Path
 
 import polars as pl
@@ -27,52 +29,121 @@ from gemst.data.sources.text import numeric_time, read_separated
 from gemst.data.tables import EVENTS, ITEMS, RECOMMENDATION, SEARCH, TIME, VECTORS
 from gemst.errors import GemstError
 
+_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _NEEDED = {"items": ("item_id", "title"), "events": ("user_id", "item_id", "timestamp")}
 _SCHEMAS = {"items": pl.Schema({**ITEMS, **VECTORS}), "events": EVENTS}
+
+# Names that other platforms use, to guess a mapping from.
+_OTHER_NAMES = {
+    "user_id": ("user", "customer", "visitor", "member"),
+    "item_id": ("item", "sku", "product", "article", "asin"),
+    "title": ("name", "productname"),
+    "timestamp": ("time", "date", "datetime", "clickedat", "createdat", "ts"),
+}
+_TIME_FIX = "Write times as 2024-05-31T18:30:00+02:00 (without a zone: UTC) or as epoch numbers"
 
 
 def load(config: Data) -> Loaded:
     """Read both tables. Raises GemstError naming the file, the column or the mapping at fault."""
     _check_mapping(config.columns)
+    raw = {name: _read(config.path, name) for name in _SCHEMAS}
+    chosen = {name: {column: _source(config.columns, name, column) for column in _SCHEMAS[name]} for name in raw}
+    _need_columns(config.path, raw, chosen)
     tables: dict[str, pl.DataFrame] = {}
     mapping: dict[str, str] = {}
     for name, schema in _SCHEMAS.items():
-        raw = _read(config.path, name)
-        chosen = {column: _source(config.columns, name, column) for column in schema}
-        missing = [column for column in _NEEDED[name] if chosen[column] not in raw.columns]
-        if missing:
-            raise GemstError(
-                f"{name} in {config.path} has no column {chosen[missing[0]]!r} for {missing[0]}",
-                f"It has {', '.join(raw.columns)}; map one with data.columns: {{{name}.{missing[0]}: YOURS}}",
-            )
-        present = {column: own for column, own in chosen.items() if own in raw.columns}
-        tables[name] = raw.select(_typed(raw, own, schema[column]).alias(column) for column, own in present.items())
+        present = {column: own for column, own in chosen[name].items() if own in raw[name].columns}
+        tables[name] = raw[name].select(
+            _typed(raw[name], own, schema[column]).alias(column) for column, own in present.items()
+        )
         mapping |= {f"{name}.{column}": present.get(column, "absent") for column in schema}
+        if unused := [own for own in raw[name].columns if own not in present.values()]:
+            mapping[f"nothing in {name}"] = ", ".join(unused)
     events = tables["events"]
-    query = pl.col("query") if "query" in events.columns else pl.lit(None, dtype=pl.String)
+    mapping["events.timestamp"] += _unread(
+        config.path, raw["events"][chosen["events"]["timestamp"]], events["timestamp"]
+    )
     if "task" not in events.columns:
+        query = pl.col("query") if "query" in events.columns else pl.lit(None, dtype=pl.String)
         searched = pl.when(query.is_null()).then(pl.lit(RECOMMENDATION)).otherwise(pl.lit(SEARCH))
         events = events.with_columns(task=searched)
         mapping["events.task"] = "search where there is a query"
-    rows = {"items": len(tables["items"]), "events": len(events)}
+    rows = {name: len(table) for name, table in raw.items()}
     return Loaded(tables["items"], events, rows_in=rows, mapping=mapping)
 
 
 def _read(folder: Path, name: str) -> pl.DataFrame:
-    parquet, text = folder / f"{name}.parquet", folder / f"{name}.csv"
-    if parquet.exists() and text.exists():
-        raise GemstError(f"{folder} holds both {parquet.name} and {text.name}", "Remove one of them")
-    if text.exists():
-        return read_separated(text, ",", quoted=True)
-    if not parquet.exists():
+    """The table `name`: one file, or all files of a folder of that name, in the order of their names."""
+    found = [folder / f"{name}{suffix}" for suffix in _SUFFIXES if (folder / f"{name}{suffix}").exists()]
+    parts = sorted(path for path in (folder / name).glob("*") if path.name.endswith(_SUFFIXES))
+    ways = [path.name for path in found] + ([f"{name}/"] if parts else [])
+    if len(ways) > 1:
+        raise GemstError(f"{folder} holds both {ways[0]} and {ways[1]}", "Remove one of them")
+    if not ways:
+        has = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
         raise GemstError(
-            f"{folder} holds neither {parquet.name} nor {text.name}", "See the template in the documentation"
+            f"{folder} holds neither {name}.parquet nor {name}.csv, but {has}",
+            f"Name the file {name}.csv or {name}.parquet, or put its parts into {name}/; docs/data.md has a template",
         )
+    frames = [_read_file(path) for path in found + parts]
+    for path, frame in zip(parts[1:], frames[1:], strict=False):
+        if frame.schema != frames[0].schema:
+            raise GemstError(
+                f"{path} has the columns {_columns(frame)}, but {parts[0].name} has {_columns(frames[0])}",
+                f"Give all files of {name}/ the same columns and types",
+            )
+    return pl.concat(frames)
+
+
+def _read_file(path: Path) -> pl.DataFrame:
+    if path.suffix != ".parquet":
+        table = read_separated(path, None, quoted=True)
+        return table.rename({column: column.strip() for column in table.columns})
     try:
-        return pl.read_parquet(parquet)
+        return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise GemstError(f"{parquet} is not readable as Parquet ({reason})", "Export it again") from None
+        raise GemstError(f"{path} is not readable as Parquet ({reason})", "Export it again") from None
+
+
+def _columns(table: pl.DataFrame) -> str:
+    return ", ".join(f"{name} ({kind})" if kind != pl.String else name for name, kind in table.schema.items())
+
+
+def _need_columns(folder: Path, raw: dict[str, pl.DataFrame], chosen: dict[str, dict[str, str]]) -> None:
+    """Raise one GemstError that names every missing column and writes the mapping to fill in."""
+    faults, fixes = [], []
+    for name, table in raw.items():
+        missing = [column for column in _NEEDED[name] if chosen[name][column] not in table.columns]
+        if missing:
+            wanted = ", ".join(
+                column if chosen[name][column] == column else f"{chosen[name][column]} (for {column})"
+                for column in missing
+            )
+            faults.append(f"{name} in {folder} has no column {wanted}; it has {', '.join(table.columns)}")
+            fixes += [f"{name}.{column}: {_guess(column, table.columns)}" for column in missing]
+    if faults:
+        raise GemstError(". ".join(faults), f"Map them in params.yaml, data.columns: {{{', '.join(fixes)}}}")
+
+
+def _guess(column: str, names: list[str]) -> str:
+    """The most similar name, to be put into the mapping, or a place to fill in."""
+    plain = {re.sub(r"[^a-z]", "", name.lower()): name for name in names}
+    words = [column.replace("_", ""), *_OTHER_NAMES.get(column, ())]
+    return next(
+        (plain[close[0]] for word in words if (close := get_close_matches(word, plain, n=1, cutoff=0.85))), "YOURS"
+    )
+
+
+def _unread(folder: Path, raw: pl.Series, read: pl.Series) -> str:
+    """What to say of times that could not be read; raises GemstError when none could."""
+    bad = raw.filter(read.is_null() & raw.is_not_null())
+    if bad.is_empty():
+        return ""
+    example = f"{len(bad):,} of {len(raw):,} values are no time, such as {str(bad[0])[:40]!r}"
+    if read.null_count() == len(read):
+        raise GemstError(f"events in {folder}: column {raw.name!r}: {example}", _TIME_FIX)
+    return f" ({example})"
 
 
 def _source(columns: dict[str, str], table: str, column: str) -> str:
@@ -119,4 +190,4 @@ def _time(column: pl.Expr, kind: pl.DataType, name: str) -> pl.Expr:
         return pl.coalesce(parsed, numeric_time(column))
     if kind.is_numeric():
         return numeric_time(column.cast(pl.String))
-    raise GemstError(f"column {name!r} is {kind}, which is no time", "Use dates, ISO text or epoch numbers")
+    raise GemstError(f"column {name!r} is {kind}, which is no time", _TIME_FIX)

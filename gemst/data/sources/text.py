@@ -30,15 +30,17 @@ def utf8(content: bytes, path: Path) -> bytes:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        fix = f"Convert it: iconv -f latin1 -t utf-8 {path.name}"
+        encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
+        fix = f"Convert it: iconv -f {encoding} -t utf-8 {path.name}"
         raise GemstError(f"{path}, line {line}, is not UTF-8", fix) from None
     return content.removeprefix(b"\xef\xbb\xbf")
 
 
-def read_separated(path: Path, separator: str, *, quoted: bool = False, latin1: bool = False) -> pl.DataFrame:
+def read_separated(path: Path, separator: str | None, *, quoted: bool = False, latin1: bool = False) -> pl.DataFrame:
     """A file with a header line as strings; an empty field is null. `latin1` accepts files that are not UTF-8.
 
-    Raises GemstError when a row has more fields than the header.
+    Without a `separator`, the one that is commonest in the header is taken: comma, semicolon, tab or bar. Raises
+    GemstError when a row has more fields than the header, or quotes that do not close.
     """
     content = read_bytes(path)
     if latin1:
@@ -48,12 +50,16 @@ def read_separated(path: Path, separator: str, *, quoted: bool = False, latin1: 
             content = content.decode("latin-1").encode()
     else:
         content = utf8(content, path)
+    if separator is None:
+        header = content.partition(b"\n")[0]
+        separator = max(",;\t|", key=lambda mark: header.count(mark.encode()))
     try:
         return pl.read_csv(content, separator=separator, infer_schema=False, quote_char='"' if quoted else None)
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
         cause = f"{path} has rows that do not fit its header ({reason})"
-        raise GemstError(cause, "Check its separator and line ends") from None
+        fix = "Check its separator and line ends" + ("; a quote inside a field is written twice" if quoted else "")
+        raise GemstError(cause, fix) from None
 
 
 def read_json_lines(path: Path, schema: dict[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import polars as pl
 import pytest
 
+from gemst.data import tables
 from gemst.data.sources.base import Loaded, settle
 from gemst.errors import GemstError
 from tests.data.conftest import events_table, items_table
@@ -9,10 +11,16 @@ from tests.data.conftest import events_table, items_table
 
 def test_an_adapter_that_loses_a_row_is_caught():
     items, events = items_table("a"), events_table(("u", "a", 0, None))
-    with pytest.raises(GemstError, match=r"lost rows.*'events': 1"):
+    with pytest.raises(GemstError, match="events: 1 rows are unaccounted for"):
         settle(Loaded(items, events, rows_in={"items": 1, "events": 2}))
     named = settle(Loaded(items, events, {"events: too early": 1}, {"items": 1, "events": 2}))
-    assert named.unaccounted() == {}
+    assert named.dropped == {"events: too early": 1}
+
+
+def test_rows_whose_time_cannot_be_read_are_no_duplicates():
+    events = pl.concat([events_table(("u", "a", 0, None))] * 2).with_columns(timestamp=pl.lit(None, tables.TIME))
+    settled = settle(Loaded(items_table("a"), events, rows_in={"items": 1, "events": 2}))
+    assert (len(settled.events), settled.dropped) == (2, {})
 
 
 def test_rows_that_differ_in_any_column_are_no_duplicates():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 
 import polars as pl
 import pytest
@@ -107,7 +108,7 @@ def test_own_item_vectors_come_along(tmp_path, vectors):
     ("columns", "message"),
     [
         ({"user": "customer"}, "maps 'user', which is no column"),
-        ({"user_id": "customer"}, "no column 'customer' for user_id"),
+        ({"user_id": "customer"}, r"no column customer \(for user_id\).*events\.user_id: user_id\}"),
     ],
 )
 def test_mapping_that_leads_nowhere(tmp_path, columns, message):
@@ -143,3 +144,55 @@ def test_order_and_growth_of_the_log_do_not_change_the_bytes(tmp_path):
         tables.write_items(loaded.items, folder / "out" / "items.parquet")
         written.append([(folder / "out" / f"{t}.parquet").read_bytes() for t in ("items", "events")])
     assert written[0] == written[1] == written[2]
+
+
+def test_a_missing_mapping_is_written_for_the_user(tmp_path):
+    write(
+        tmp_path,
+        pl.DataFrame({"SKU": ["a"], "product_name": ["A"], "price": ["3"]}),
+        pl.DataFrame({"customer_id": ["u"], "product": ["a"], "x": ["2024-01-01"]}),
+        "csv",
+    )
+    with pytest.raises(GemstError) as fault:
+        sources.load(Data(source="table", path=tmp_path))
+    assert fault.value.fix.endswith(
+        "data.columns: {items.item_id: SKU, items.title: product_name, events.user_id: customer_id, "
+        "events.item_id: product, events.timestamp: YOURS}"
+    )
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_separator_is_told_by_the_header(tmp_path, mark):
+    lines = [["item_id", " title "], ["a", "Soap"]], [["user_id", "item_id", "timestamp"], ["u", "a", "2024-01-01"]]
+    for name, rows in zip(("items.tsv", "events.csv"), lines, strict=True):
+        (tmp_path / name).write_text("".join(mark.join(row) + "\r\n" for row in rows))
+    loaded = sources.load(Data(source="table", path=tmp_path))
+    assert loaded.items["title"].to_list() == ["Soap"]
+    assert loaded.events.height == 1
+
+
+def test_a_log_in_parts(tmp_path):
+    """A folder of daily files is one table: a new day is a new file."""
+    (tmp_path / "items.csv").write_text("item_id,title\na,A\n")
+    (tmp_path / "events").mkdir()
+    for day in (1, 2):
+        content = f"user_id,item_id,timestamp\nu,a,2024-01-0{day}\n".encode()
+        (tmp_path / "events" / f"{day}.csv.gz").write_bytes(gzip.compress(content))
+    assert sources.load(Data(source="table", path=tmp_path)).rows_in["events"] == 2
+    (tmp_path / "events" / "3.csv").write_text("user_id,timestamp\nu,2024-01-03\n")
+    with pytest.raises(
+        GemstError, match=r"3\.csv has the columns user_id, timestamp, but 1\.csv\.gz has user_id, item"
+    ):
+        sources.load(Data(source="table", path=tmp_path))
+    (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\nu,a,2024-01-01\n")
+    with pytest.raises(GemstError, match=r"both events\.csv and events/"):
+        sources.load(Data(source="table", path=tmp_path))
+
+
+def test_no_time_can_be_read(tmp_path):
+    events = pl.DataFrame({"user_id": ["u"] * 2, "item_id": ["a"] * 2, "timestamp": ["31/01/2024 10:00"] * 2})
+    write(tmp_path, pl.DataFrame({"item_id": ["a"], "title": ["A"]}), events)
+    with pytest.raises(
+        GemstError, match=r"2 of 2 values are no time, such as '31/01/2024 10:00'.*Write times as 2024-"
+    ):
+        sources.load(Data(source="table", path=tmp_path))
