@@ -8,6 +8,7 @@ each. The functions below do nothing in a run of one process.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -113,7 +114,8 @@ class Processes:
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[wrapper]
         )
-        self.device: torch.device = self.accelerator.device
+        device: torch.device = self.accelerator.device
+        self.device = device if device.type == "cuda" else torch.device("cpu")  # never cpu:0, which is another device
         self.count, self.rank = world(), rank()
         self.first = self.rank == 0
         self.sharded = tuning.distributed == "fsdp" and self.count > 1
@@ -159,7 +161,9 @@ class Processes:
         """What to call for losses: it takes part in the gradient reduction of all processes."""
         if self.count == 1 or self.sharded:
             return items
-        model: nn.Module = self.accelerator.prepare_model(items)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # accelerate knows broadcast_buffers by its old name only
+            model: nn.Module = self.accelerator.prepare_model(items, device_placement=False)
         return model
 
     def reducing(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
@@ -173,8 +177,7 @@ class Processes:
         """Sums over the processes, as exact as float64."""
         if self.count == 1:
             return list(values)
-        kind = torch.float64 if self.device.type != "mps" else torch.float32
-        tensor = torch.tensor(values, dtype=kind, device=self.device)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return tensor.tolist()
 

@@ -48,6 +48,10 @@ ITEMS = 12
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", "</s>", *WORDS])}
     plain = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     plain.pre_tokenizer = Whitespace()
@@ -89,16 +93,25 @@ def gpt2(vocabulary: int = 20) -> GPT2LMHeadModel:
 
 @pytest.fixture
 def prompter(tokenizer: PreTrainedTokenizerFast) -> Prompter:
-    ids = (len(tokenizer) + np.arange(ITEMS))[:, None].astype(np.int64)
+    return make_prompter(tokenizer)
+
+
+def make_prompter(tokenizer: PreTrainedTokenizerFast, levels: tuple[int, ...] = (ITEMS,)) -> Prompter:
+    codes = np.stack(np.unravel_index(np.arange(ITEMS), levels), axis=1)
+    ids = (len(tokenizer) + codes + np.cumsum((0, *levels[:-1]))).astype(np.int64)
     return Prompter(tokenizer, ids, {f"i{n}": n for n in range(ITEMS)}, Prompts(), 20)
 
 
 @pytest.fixture
 def train() -> pl.DataFrame:
-    """Two users with interleaved tasks and tied timestamps; histories strictly before each target."""
+    return make_train()
+
+
+def make_train(users: int = 2) -> pl.DataFrame:
+    """Users with interleaved tasks and tied timestamps; histories strictly before each target."""
     rng = np.random.default_rng(3)
     rows = []
-    for user in ("u1", "u2"):
+    for user in (f"u{number}" for number in range(1, users + 1)):
         items = rng.permutation(ITEMS)[:9]
         times = np.sort(rng.integers(0, 6, 9))
         for j, (item, time) in enumerate(zip(items, times, strict=True)):
