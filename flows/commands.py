@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,19 +31,33 @@ class Outcome:
         return (own or [line for line in self.lines if line.strip()] or [f"exit status {self.status}"])[-1]
 
 
-def run(module: str, *arguments: str, say: Callable[[str], None]) -> Outcome:
+def run(
+    module: str,
+    *arguments: str,
+    say: Callable[[str], None],
+    folder: Path | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> Outcome:
     """Run `python -m module arguments` with this interpreter; `say` hears every line as it is printed.
 
-    The child finds the commands installed beside this interpreter first, whichever shell or worker started us.
+    It works in `folder` (here, where none is given) with `extra` in its environment. The child finds the commands
+    installed beside this interpreter first, whichever shell or worker started us.
     """
     environment = os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONUNBUFFERED": "1",
         "DVC_NO_ANALYTICS": "1",
+        **(extra or {}),
     }
     command = [sys.executable, "-m", module, *arguments]
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        cwd=folder,
     )
     lines: list[str] = []
     with _ended(child):

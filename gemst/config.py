@@ -204,8 +204,9 @@ class Registry(Section):
     """MLflow."""
 
     experiment: str = "gemst"
-    model_name: str = "gemst"
+    model_name: str | None = Field("gemst", description="null logs the results without making a model version")
     run_name: str | None = None
+    parent: str | None = Field(None, description="id of the run this one is shown under, such as a study's")
 
 
 class Config(Section):

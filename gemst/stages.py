@@ -205,8 +205,12 @@ def register(config: Config) -> Summary:
     with stage("register") as summary:
         require(layout.EVALUATION / "metrics.json", made_by="gemst evaluate")
         registered = registry.register(config)
+        if registered.version is None:
+            summary.written["run"] = registered.run_id
+            summary.notes.append("results logged, no model version (registry.model_name is null)")
+            return summary
         role = "champion" if registered.champion else "challenger"
-        summary.written |= {"model": config.registry.model_name, "version": str(registered.version)}
+        summary.written |= {"model": str(config.registry.model_name), "version": str(registered.version)}
         summary.notes.append(
             f"{config.registry.model_name} version {registered.version} is {role}, joint NDCG@10 {registered.joint:.4f}"
         )
@@ -231,7 +235,7 @@ def append(config: Config) -> Summary:
         if grown.new or grown.retired:
             registered = registry.succeed(config, Path(scratch) / "model")
             ids = registry.champion(config) / "item_ids"
-            summary.written |= {"model": config.registry.model_name, "version": str(registered.version)}
+            summary.written |= {"model": str(config.registry.model_name), "version": str(registered.version)}
             summary.notes.append(f"champion is version {registered.version}; to train on these IDs: extends {ids}")
         else:
             summary.notes.append("the champion has these items already")

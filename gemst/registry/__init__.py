@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 from gemst import layout
 from gemst.errors import GemstError
 from gemst.files import read_json, require
-from gemst.provenance import code_tags, dvc_hashes, fingerprint
+from gemst.provenance import dvc_hashes, fingerprint
+from gemst.registry.runs import start_run
 from gemst.registry.store import (
     as_metrics,
     connect,
-    experiment,
     explained,
-    flatten,
     log_metrics,
     metric_name,
     no_model,
+    summary_metrics,
 )
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ _FLUSH_EVERY = 2.0  # seconds between writes of live metrics
 
 @dataclass(frozen=True)
 class Registered:
-    """A model version: its number, its run, whether it is the champion, and its joint score."""
+    """A model version (None: the results alone were logged), its run, whether it is the champion, its joint score."""
 
-    version: int
+    version: int | None
     run_id: str
     champion: bool
     joint: float
@@ -85,7 +85,7 @@ def live(config: Config) -> Iterator[LiveRun]:
     """
     with explained():
         client = connect()
-        run = LiveRun(client, _start_run(client, config))
+        run = LiveRun(client, start_run(client, config))
     status = "FAILED"
     try:
         yield run
@@ -114,6 +114,10 @@ def register(config: Config) -> Registered:
     with explained():
         client = connect()
         name = config.registry.model_name
+        if name is None:
+            run_id = _run_of_model(client, config, mark)
+            _log_results(client, run_id, metrics)
+            return Registered(None, run_id, False, joint)
         for version in client.search_model_versions(f"name = '{name}'"):
             if version.run_id and version.tags.get(FINGERPRINT) == mark:
                 champion = _alias(client, name, CHAMPION)
@@ -121,7 +125,7 @@ def register(config: Config) -> Registered:
                 return Registered(int(version.version), version.run_id, is_champion, float(version.tags[JOINT]))
         run_id = _run_of_model(client, config, mark)
         _log_results(client, run_id, metrics)
-        version = _new_version(client, config, run_id, {FINGERPRINT: mark, JOINT: repr(joint)})
+        version = _new_version(client, config, name, run_id, {FINGERPRINT: mark, JOINT: repr(joint)})
         return Registered(int(version.version), run_id, _crown(client, name, version, joint), joint)
 
 
@@ -133,12 +137,14 @@ def succeed(config: Config, model: Path) -> Registered:
     """
     with explained():
         client = connect(create=False)
-        name = config.registry.model_name
+        name = _model_name(config)
         before = _alias(client, name, CHAMPION)
         if before is None or before.run_id is None:
             raise no_model(name)
         joint = before.tags[JOINT]
-        version = _new_version(client, config, before.run_id, {JOINT: joint, APPENDED: str(before.version)}, model)
+        version = _new_version(
+            client, config, name, before.run_id, {JOINT: joint, APPENDED: str(before.version)}, model
+        )
         client.set_registered_model_alias(name, CHAMPION, version.version)
         return Registered(int(version.version), before.run_id, True, float(joint))
 
@@ -147,7 +153,7 @@ def champion(config: Config) -> Path:
     """The folder of the champion's model, as `gemst tune` wrote it. Raises GemstError when there is none."""
     with explained():
         client = connect(create=False)
-        name = config.registry.model_name
+        name = _model_name(config)
         if _alias(client, name, CHAMPION) is None:
             raise no_model(name)
         import mlflow
@@ -165,8 +171,8 @@ def per_query(config: Config, run: str) -> Path:
         import mlflow
         from mlflow.exceptions import MlflowException
 
-        name = config.registry.model_name
         try:
+            name = _model_name(config)
             version = client.get_model_version(name, run) if run.isdigit() else _alias(client, name, run)
             run_id = run if version is None else version.run_id
             return Path(
@@ -179,18 +185,10 @@ def per_query(config: Config, run: str) -> Path:
             ) from None
 
 
-def _start_run(client: MlflowClient, config: Config) -> str:
-    """A new run in the project's experiment, with parameters and the code's version."""
-    from mlflow.entities import Param
-
-    identity = experiment(client, config.registry.experiment)
-    name = config.registry.run_name or f"{config.tuning.method}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = client.create_run(identity, run_name=name, tags=code_tags())
-    params = [Param(key, str(value)) for key, value in config.flat().items()]
-    for first in range(0, len(params), 100):
-        client.log_batch(run.info.run_id, params=params[first : first + 100])
-    run_id: str = run.info.run_id
-    return run_id
+def _model_name(config: Config) -> str:
+    if config.registry.model_name is None:
+        raise GemstError("registry.model_name is null: there is no model to look for", "Name one in params.yaml")
+    return config.registry.model_name
 
 
 def _run_of_model(client: MlflowClient, config: Config, mark: str) -> str:
@@ -204,7 +202,7 @@ def _run_of_model(client: MlflowClient, config: Config, mark: str) -> str:
         with contextlib.suppress(MlflowException):
             run = client.get_run(run_id)
     if run is None or run.info.lifecycle_stage == "deleted" or run.data.tags.get(FINGERPRINT, mark) != mark:
-        run = client.get_run(_start_run(client, config))
+        run = client.get_run(start_run(client, config))
     run_id = run.info.run_id
     if run.data.tags.get(CURVES) != "complete":
         _log_curves(client, run_id)
@@ -228,11 +226,15 @@ def _log_curves(client: MlflowClient, run_id: str) -> None:
 
 def _log_results(client: MlflowClient, run_id: str, metrics: dict[str, Any]) -> None:
     """Test metrics, what each stage cost, DVC's hashes, and the files a person wants to look at."""
-    numbers = flatten(metrics)
+    numbers = summary_metrics(metrics)
     for path in sorted((layout.ARTIFACTS / "summaries").glob("*.json")):
         summary = read_json(path)
         numbers[f"stage/{summary['stage']}/seconds"] = summary["seconds"]
         numbers[f"stage/{summary['stage']}/peak_mib"] = summary["peak_mib"]
+    if (layout.TUNING / "run.json").exists():
+        tuned = read_json(layout.TUNING / "run.json")
+        costs = ("steps", "tokens", "seconds_per_step", "largest_leak")
+        numbers |= {f"tuning/{name}": tuned[name] for name in costs if tuned.get(name) is not None}
     log_metrics(client, run_id, as_metrics(numbers, step=0))
     for key, value in dvc_hashes().items():
         client.set_tag(run_id, key, value)
@@ -248,7 +250,7 @@ def _log_results(client: MlflowClient, run_id: str, metrics: dict[str, Any]) -> 
 
 
 def _new_version(
-    client: MlflowClient, config: Config, run_id: str, tags: dict[str, str], model: Path = layout.MODEL
+    client: MlflowClient, config: Config, name: str, run_id: str, tags: dict[str, str], model: Path = layout.MODEL
 ) -> ModelVersion:
     """Log the model as code plus safetensors, and register it."""
     import mlflow
@@ -258,7 +260,6 @@ def _new_version(
     from gemst.progress import Progress
 
     items = require(layout.VALIDATED / "items.parquet", made_by="gemst validate")
-    name = config.registry.model_name
     with Progress("logging the model") as progress, mlflow.start_run(run_id=run_id), _quiet():
         progress.advance(by=0)
         logged = mlflow.pyfunc.log_model(

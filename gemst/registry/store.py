@@ -33,19 +33,37 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"))
 
 
-def flatten(metrics: dict[str, Any]) -> dict[str, float]:
-    """metrics.json as {"test/search/ndcg@10": 0.18, "references/bm25/search/ndcg@10": ..., ...}: its numbers alone."""
+def flatten(tree: dict[str, Any], under: str = "") -> dict[str, float]:
+    """The numbers of a nested dict by their path.
+
+    >>> flatten({"search": {"ndcg@10": 0.18, "note": "x"}}, under="test")
+    {'test/search/ndcg@10': 0.18}
+    """
     flat: dict[str, float] = {}
 
     def walk(prefix: str, value: Any) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
-                walk(f"{prefix}/{key}" if prefix else ("test" if key == "model" else str(key)), inner)
+                walk(f"{prefix}/{key}" if prefix else str(key), inner)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[prefix] = float(value)
 
-    walk("", metrics)
+    walk(under, tree)
     return flat
+
+
+_OF_REFERENCES = ("ndcg@10", "hit@10", "joint")
+
+
+def summary_metrics(metrics: dict[str, Any]) -> dict[str, float]:
+    """What of metrics.json is worth a chart: test/search/ndcg@10, references/bm25/search/ndcg@10, drift/kl...
+
+    All of the model's numbers, the references' headlines, the drift. Slices, intervals and paired differences stay in
+    the artefact.
+    """
+    references = flatten(metrics.get("references", {}), "references")
+    headlines = {name: value for name, value in references.items() if name.rsplit("/", 1)[1] in _OF_REFERENCES}
+    return flatten(metrics.get("model", {}), "test") | headlines | flatten(metrics.get("drift", {}), "drift")
 
 
 def connect(create: bool = True) -> MlflowClient:

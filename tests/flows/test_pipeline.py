@@ -194,7 +194,8 @@ def test_deployments_are_made_and_nightly_is_scheduled(server):
         )
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     deployments = {d["name"]: d for d in httpx.post(f"{url}/deployments/filter", json={}, timeout=20).json()}
-    assert set(deployments) == {"demo", "nightly"}
+    assert set(deployments) == {"demo", "nightly", "study"}
+    assert deployments["study"]["parameters"] == {"minutes": 480}
     assert deployments["demo"]["work_pool_name"] == "cpu"
     assert deployments["nightly"]["work_pool_name"] == "gpu"
     assert httpx.get(f"{url}/work_pools/gpu", timeout=20).json()["concurrency_limit"] == 1

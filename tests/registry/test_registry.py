@@ -12,7 +12,7 @@ from gemst import layout, registry
 from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.files import read_json, write_json
-from gemst.registry.store import flatten, metric_name
+from gemst.registry.store import metric_name, summary_metrics
 from tests.small_run import make_model, write_results
 
 CONFIG = Config()
@@ -27,7 +27,7 @@ def test_register_makes_a_run_with_the_numbers_of_metrics_json(artifacts):
     registered = registry.register(CONFIG)
     assert (registered.version, registered.champion, registered.joint) == (1, True, 0.25)
     run = client().get_run(registered.run_id)
-    for name, value in flatten(read_json(layout.EVALUATION / "metrics.json")).items():
+    for name, value in summary_metrics(read_json(layout.EVALUATION / "metrics.json")).items():
         assert run.data.metrics[metric_name(name)] == value
     assert run.data.metrics["test/search/ndcg_at_10"] == 0.25
     assert run.data.metrics["references/bm25/search/ndcg_at_10"] == 0.125

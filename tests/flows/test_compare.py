@@ -1,0 +1,207 @@
+"""A small study for real: every stage, every cell, a failure, a second call, MLflow's view of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import cells, commands, compare
+from gemst import cli, config, layout, stages
+from gemst.errors import GemstError
+from gemst.evaluation import study as studies
+from gemst.files import read_json
+from tests import tiny_project
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = {
+    "name": "tiny-study",
+    "set": {"tuning.epochs": 50, "tuning.max_tokens": 3000, "tuning.validate_every": 5},
+    "data": {"logs": {"data.path": "logs"}, "elsewhere": {"data.path": "nowhere/logs"}},
+    "methods": {
+        "gems": {"label": "GEMS", "trials": [{"tuning.lr": 0.01}, {"tuning.lr": 1e-6}]},
+        "full": {"label": "f", "set": {"tuning.method": "full"}, "trials": [{"tuning.lr": 1e-6}, {"tuning.lr": 0.01}]},
+        "open": {"label": "no null space", "set": {"null_space.rule": "none"}, "like": "gems"},
+    },
+    "tables": {
+        "main": {
+            "title": "t", "methods": ["gems", "full"], "data": ["logs", "elsewhere"], "seeds": [7, 8],
+            "against": "gems",
+        },
+        "second": {"title": "u", "methods": ["gems", "open"], "data": ["logs"], "seeds": [7], "against": "gems"},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+    root = tmp_path_factory.mktemp("study")
+    tiny_project.build(root)
+    shutil.copy(ROOT / "dvc.yaml", root)
+    (root / "mlruns").mkdir()
+    shutil.copy(empty_database, root / "mlruns" / "mlflow.db")
+    (root / "params.yaml").write_text(yaml.safe_dump(tiny_project.SETTINGS))
+    (root / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    return root
+
+
+@pytest.fixture
+def ran(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Stages run in this process instead of one each: (stage, folder) as they were asked for."""
+    monkeypatch.chdir(project)
+    calls: list[tuple[str, str]] = []
+    commanded = {one.name or one.callback.__name__ for one in cli.app.registered_commands}
+
+    def run(module: str, stage: str, *, say: Callable[[str], None], folder: Path, extra: dict[str, str]):
+        assert module == "gemst.cli"
+        assert stage in commanded
+        calls.append((stage, folder.as_posix()))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setenv("MLFLOW_TRACKING_URI", extra["MLFLOW_TRACKING_URI"])
+            try:
+                getattr(stages, stage.replace("-", "_"))(config.load())
+            except GemstError as error:
+                return commands.Outcome(1, (f"gemst: {error}",))
+            finally:
+                os.environ.pop("MLFLOW_TRACKING_URI", None)
+        return commands.Outcome(0, ())
+
+    monkeypatch.setattr(cells, "run", run)
+    return calls
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_a_study_goes_on_after_a_failure_and_ends_with_every_cell(ran, project, monkeypatch, capsys):
+    real = cells.run
+    broken = "full/lr=0.01,seed=7"
+
+    def run(module: str, stage: str, **rest):
+        if stage == "evaluate" and rest["folder"].as_posix().endswith(broken):
+            return commands.Outcome(1, ("gemst: the disk is full",))
+        return real(module, stage, **rest)
+
+    monkeypatch.setattr(cells, "run", run)
+    state = compare.compare("study.yaml", return_state=True)
+    assert state.is_failed()
+    assert f"1 failed: logs/{broken}: evaluate: the disk is full" in state.message
+    assert "5 cells run" in state.message  # 3 trials, GEMS's second seed, and the one without a null space
+    counts = Counter(stage for stage, _ in ran)
+    assert [counts[stage] for stage in cells.PREPARED] == [1, 1, 1, 1, 1]  # shared by all cells
+    assert counts["tune"] == 6
+
+    monkeypatch.setattr(cells, "run", real)
+    ran.clear()
+    state = compare.compare("study.yaml", max_cells=1, return_state=True)
+    assert state.is_completed()
+    assert [stage for stage, _ in ran] == ["evaluate", "register"]  # the model was there
+    state = compare.compare("study.yaml", return_state=True)
+    assert state.message.startswith("1 cells run, 4 of the tables' cells still without")  # elsewhere has four
+    ran.clear()
+    assert compare.compare("study.yaml", return_state=True).is_completed()
+    assert ran == []
+
+    study = studies.read(Path("study.yaml"))
+    found = {cell.name: studies.result(study, cell) for cell in studies.plan(study, ["logs/*"])}
+    assert len(found) == 7
+    assert None not in found.values()
+    budgets = {one["tokens"] for one in found.values()}
+    assert max(budgets) <= 3000
+    for method in ("gems", "full"):
+        scores = {
+            name: one["valid"]["joint"] for name, one in found.items() if one["method"] == method and one["seed"] == 7
+        }
+        best = max(scores, key=lambda name: scores[name])
+        assert best.replace("seed=7", "seed=8") in found
+        assert sum(one["method"] == method and one["seed"] == 8 for one in found.values()) == 1
+    shown = compare.listing(study, None, compare.away(study, {}))
+    assert "done     logs/gems/lr=0.01,seed=7  validation" in shown
+    assert "no data  elsewhere/gems/lr=0.01,seed=7" in shown
+
+    folder = study.work / "logs/gems/lr=0.01,seed=7"
+    assert not (folder / layout.MODEL).exists()
+    assert (folder / layout.EVALUATION / "per_query.parquet").exists()
+    assert (folder / layout.EXAMPLES).resolve() == (study.work / "logs/full/lr=0.01,seed=7" / layout.EXAMPLES).resolve()
+
+
+def test_runs_of_a_study_hang_under_one_and_line_up(ran, project):
+    from gemst.registry.store import connect
+
+    client = connect()
+    experiment = client.get_experiment_by_name("tiny-study")
+    assert experiment.artifact_location == (project / "mlruns" / "artifacts").as_uri()
+    runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
+    (parent,) = [run for run in runs if run.info.run_name == "study"]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 7
+    assert {frozenset(run.data.params) for run in children} == {frozenset(children[0].data.params)}
+    tested = [{name for name in run.data.metrics if name.startswith(("test/", "drift/", "refer"))} for run in children]
+    assert all(names == tested[0] for names in tested)
+    assert "test/joint" in tested[0]
+    assert {run.data.params["study.method"] for run in children} == {"gems", "full", "open"}
+    assert not any("slices" in name or "paired" in name for run in children for name in run.data.metrics)
+    assert max(len(run.data.metrics) for run in children) < 120
+    assert client.search_registered_models() == []
+
+
+def test_equal_seed_and_config_give_equal_metrics(ran, project, tmp_path):
+    first = studies.read(Path("study.yaml"))
+    study = first.model_copy(update={"work": tmp_path / "work", "results": tmp_path / "results"})
+    cell = next(iter(studies.plan(first, ["logs/gems/*"])))
+    before = studies.result(first, cell)
+    again = cells.run_cell(study, cell, {}, "", lambda line: None)
+    for part in ("test", "references", "drift", "valid", "intervals", "tokens"):
+        assert again[part] == before[part], part
+    texts = [
+        (root / cell.name / layout.EVALUATION / "per_query.parquet").read_bytes() for root in (first.work, study.work)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_two_cells_are_compared_by_folder_and_by_run(ran, project):
+    study = studies.read(Path("study.yaml"))
+    names = ("logs/gems/lr=0.01,seed=7", "logs/full/lr=0.01,seed=7")
+    folders = [study.work / name / layout.EVALUATION for name in names]
+    run_id = read_json(study.work / names[1] / layout.TUNING / "run.json")["run_id"]
+    table = stages.compare(config.load(), str(folders[0]), str(folders[1]))
+    assert table.equals(stages.compare(config.load(), str(folders[0]), run_id))
+    lines = {line["task"]: line for line in table.filter(metric="ndcg@10").to_dicts()}
+    assert set(lines) == {"recommendation", "search", "joint"}
+    for task in ("recommendation", "search"):
+        results = [read_json(study.results / f"{name}.json")["test"][task]["ndcg@10"] for name in names]
+        assert [lines[task]["a"], lines[task]["b"]] == pytest.approx(results)
+        assert lines[task]["difference_low"] <= lines[task]["difference"] <= lines[task]["difference_high"]
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_a_path_for_an_unknown_data_set_is_refused(ran):
+    state = compare.compare("study.yaml", paths={"logz": "x"}, return_state=True)
+    assert state.is_failed()
+    assert "--path logz: the study has no such data set" in state.message
+    assert ran == []
+
+
+def test_prepared_stages_are_shared_exactly_when_what_they_read_agrees():
+    def key(stage: str, *overrides: str) -> str:
+        return cells.key(stage, config.load(ROOT / "params.yaml", list(overrides)), graph=ROOT / "dvc.yaml")
+
+    assert key("split", "tuning.lr=0.1", "registry.run_name=x") == key("split")
+    assert key("null-space", "data.path=other", "seed=1") == key("null-space")
+    assert key("null-space", "null_space.energy=0.5") != key("null-space")
+    assert key("tokenize", "data.max_history=3") != key("tokenize")  # through the examples it reads
+    assert key("ingest", "data.max_history=3") == key("ingest")
+    assert key("validate", "data.path=other") != key("validate")
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit, match="0"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["compare", "--help"])
+        compare.main()
+    shown = capsys.readouterr().out
+    assert "--only 'ml-100k/gems/*'" in shown
+    assert "make ui" in shown
