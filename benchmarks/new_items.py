@@ -9,13 +9,14 @@ items that were trained, and how the append changes the ranking of everybody els
     python benchmarks/new_items.py
     python benchmarks/new_items.py --strategies atomic rq-kmeans --alignment 0 0.05 --tokens 150000
 
-The last line is one JSON object, also in benchmarks/results/new-items.json.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,14 +31,16 @@ from gemst.config import Config, load
 from gemst.data import sources
 from gemst.evaluation.metrics import relevant_items, table_of_metrics
 from gemst.evaluation.protocols import seen_items
-from gemst.files import read_json, write_json
+from gemst.files import atomic_folder, read_json
 from gemst.prompts import TASKS
 from gemst.ranking import rank
 from gemst.tuning.append import append
 
 HOME = layout.ARTIFACTS / "benchmarks" / "new-items"
-RESULTS = Path("benchmarks/results/new-items.json")
-STAGES = ("ingest", "validate", "split", "tokenize", "null-space", "tune")
+STAGES = {
+    "ingest": layout.TABLES, "validate": layout.VALIDATED, "split": layout.EXAMPLES, "tokenize": layout.ITEM_IDS,
+    "null-space": layout.NULL_SPACE,
+}  # fmt: skip
 TOP = 10
 
 
@@ -46,35 +49,50 @@ def held_out(items: pl.DataFrame, trials: int, seed: int) -> list[str]:
     return items.filter(~pl.col("title").is_duplicated())["item_id"].sample(trials, seed=seed).sort().to_list()
 
 
-def tuned_folder(config: Config, strategy: str, alignment: float, options: argparse.Namespace) -> Path:
-    """The scratch project of a strategy and weight, tuned; what is there already is kept."""
-    project = HOME / f"{strategy}-{alignment}-{options.tokens}-{options.layers or 'all'}"
-    if (project / layout.MODEL / "gemst.json").exists():
-        return project
-    logs = project / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    loaded = sources.load(config.data)
-    gone = held_out(loaded.items, options.trials, config.seed)
-    for name, table in (("items", loaded.items), ("events", loaded.events)):
-        table.filter(~pl.col("item_id").is_in(gone)).write_parquet(logs / f"{name}.parquet")
-    changed = {
-        "data": {"source": "table", "path": "logs", "columns": {}},
-        "backbone": {"name": str(Path(config.backbone.name).resolve()), "num_layers": options.layers},
-        "item_ids": {"strategy": strategy, "encoder": str(Path(config.item_ids.encoder).resolve())},
-        "null_space": {"corpus": str(config.null_space.corpus.resolve()), "tokens": options.general_tokens},
-        "tuning": {
-            "alignment": alignment, "max_tokens": options.tokens, "max_minutes": None, "validate_every": 10_000,
-            "checkpoint_every": 20,
-        },
-    }  # fmt: skip
-    tree = config.model_dump(mode="json")
-    (project / "params.yaml").write_text(yaml.safe_dump({**tree, **{k: {**tree[k], **v} for k, v in changed.items()}}))
-    made = {"ingest": layout.TABLES, "validate": layout.VALIDATED, "split": layout.EXAMPLES}
-    made |= {"tokenize": layout.ITEM_IDS, "null-space": layout.NULL_SPACE}
-    for stage in STAGES:
-        if not (stage in made and (project / made[stage]).exists()):
-            subprocess.run([sys.executable, "-m", "gemst.cli", stage], cwd=project, check=True, stdout=sys.stderr)
+def prepared(config: Config, strategy: str, options: argparse.Namespace) -> Path:
+    """A scratch project without the held-out items, ready to be tuned; what is there already is kept."""
+    project = HOME / f"{strategy}-{options.layers or 'all'}-layers" / "prepared"
+    if not (project / "logs").exists():
+        loaded = sources.load(config.data)
+        gone = held_out(loaded.items, options.trials, config.seed)
+        with atomic_folder(project / "logs") as logs:
+            for name, table in (("items", loaded.items), ("events", loaded.events)):
+                table.filter(~pl.col("item_id").is_in(gone)).write_parquet(logs / f"{name}.parquet")
+        changed = {
+            "data": {"source": "table", "path": "logs", "columns": {}},
+            "backbone": {"name": str(Path(config.backbone.name).resolve()), "num_layers": options.layers},
+            "item_ids": {"strategy": strategy, "encoder": str(Path(config.item_ids.encoder).resolve())},
+            "null_space": {"corpus": str(config.null_space.corpus.resolve()), "tokens": options.general_tokens},
+        }
+        tree = config.model_dump(mode="json")
+        tree |= {name: {**tree[name], **settings} for name, settings in changed.items()}
+        (project / "params.yaml").write_text(yaml.safe_dump(tree))
+    for stage, made in STAGES.items():
+        if not (project / made).exists():
+            gemst(stage, project)
     return project
+
+
+def tuned_project(config: Config, strategy: str, alignment: float, options: argparse.Namespace) -> Path:
+    """A copy of the prepared project, tuned."""
+    origin = prepared(config, strategy, options)
+    project = origin.with_name(f"alignment-{alignment}-tokens-{options.tokens}")
+    if not project.exists():
+        with atomic_folder(project) as folder:
+            shutil.copytree(origin, folder, dirs_exist_ok=True)
+    if not (project / layout.MODEL / "gemst.json").exists():
+        gemst(
+            "tune", project, f"tuning.alignment={alignment}", f"tuning.max_tokens={options.tokens}",
+            f"tuning.batch_tokens={options.batch_tokens}", "tuning.max_minutes=null", "tuning.checkpoint_every=20",
+            f"tuning.validate_every={options.tokens}",
+        )  # fmt: skip
+    return project
+
+
+def gemst(command: str, project: Path, *settings: str) -> None:
+    """A command of the pipeline in a process of its own."""
+    changes = [part for setting in settings for part in ("--set", setting)]
+    subprocess.run([sys.executable, "-m", "gemst.cli", command, *changes], cwd=project, check=True, stdout=sys.stderr)
 
 
 def trial(config: Config, project: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -134,20 +152,19 @@ def main() -> None:
     parser.add_argument("--alignment", nargs="+", type=float, default=[0.0, 0.05])
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=150_000, help="budget of tuning")
+    parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--general-tokens", type=int, default=20_000, help="general text behind the null space")
     parser.add_argument("--layers", type=int, help="first layers of the backbone only: a quick look, no result")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     config = load()
     torch.manual_seed(config.seed)
     result: dict[str, Any] = {"benchmark": "new_items", "trials": options.trials, "top": TOP, "cells": {}}
-    result |= {"tokens": options.tokens, "layers": options.layers or "all"}
+    result |= {"tokens": options.tokens, "batch_tokens": options.batch_tokens, "layers": options.layers or "all"}
     for strategy in options.strategies:
         for alignment in options.alignment:
-            project = tuned_folder(config, strategy, alignment, options)
+            project = tuned_project(config, strategy, alignment, options)
             cell = result["cells"][f"{strategy}, alignment {alignment}"] = trial(config, project, options)
             print(f"{strategy}, alignment {alignment}: {json.dumps(cell)}", file=sys.stderr, flush=True)
-    write_json(options.out, result)
     print(json.dumps(result))
 
 
