@@ -92,8 +92,9 @@ def run(
     if config.tuning.popularity_prior:
         with torch.no_grad(), precision(config.tuning.precision, device):
             shares = [rows for rows in processes.shares(batches.plan(0)[0]) if rows is not None]
-            states = torch.cat([item_model.states(batches.collate(rows).to(device)) for rows in shares])
-        item_model.start_popular(popularity(ids, train), states)
+            parts = [batches.collate(rows).to(device) for rows in shares]
+            states = torch.cat([item_model.states(part) for part in parts])
+        item_model.start_popular(popularity(ids, train), states, torch.cat([part.level for part in parts]))
     norms = freeze_norms(model)
     method = methods.make(config, item_model, null_space, processes.shard)
     tuned = backbone.Tuned(model, tokenizer, ids, first, prompter)

@@ -94,17 +94,19 @@ class ItemModel(nn.Module):
         return self.target_losses(batch)
 
     @torch.no_grad()
-    def start_popular(self, counts: Tensor, states: Tensor) -> None:
-        """Start the output rows at log(1 + counts): the output bias of a classifier set to its prior.
+    def start_popular(self, counts: Tensor, states: Tensor, level: Tensor) -> None:
+        """Start the output rows so that the mean state's logits are log(1 + counts): a classifier set to its prior.
 
-        A head without bias gets it along the mean hidden state mu, which most of a state's norm lies on:
-        row_i += log(1 + counts_i) mu / |mu|^2. `counts` (tokens,), `states` (targets, d) before any training.
+        A head without bias gets one along a level's mean hidden state mu, which most of a state's norm lies on:
+        row_i += (log(1 + counts_i) - row_i mu) mu / |mu|^2. What the row had there is replaced: it is the same for
+        every prompt, and large enough to hide which item's text a prompt resembles. `counts` (tokens,); `states`
+        (targets, d) before any training, `level` (targets,) the ID level each of them predicts.
         """
-        mean = states.float().mean(0) * output_scale(self.model)
-        prior = torch.log1p(counts.to(mean))
-        for start, stop in zip(self.starts[:-1], self.starts[1:], strict=True):
-            level = prior[start:stop] - prior[start:stop].mean()
-            self.items_out[start:stop] += level[:, None] * mean / mean.dot(mean)
+        for at, (start, stop) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
+            mean = states[level == at].float().mean(0) * output_scale(self.model)
+            prior = torch.log1p(counts[start:stop].to(mean))
+            missing = prior - prior.mean() - self.items_out[start:stop] @ mean
+            self.items_out[start:stop] += missing[:, None] * mean / mean.dot(mean)
 
     @torch.no_grad()
     def fold(self) -> None:

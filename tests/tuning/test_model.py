@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gemst.backbone import add_item_tokens
+from gemst.backbone import add_item_tokens, output_scale
 from gemst.config import Config, Prompts
 from gemst.prompts import Prompter
 from gemst.tuning.methods import Facts, make
@@ -43,6 +43,24 @@ def test_loss_is_the_log_probability_of_the_id_tokens_level_by_level(build, enco
         first = -logits[0, 20:24].log_softmax(-1)[code[0] - 20]
         second = -logits[1, 24:27].log_softmax(-1)[code[1] - 24]
         torch.testing.assert_close(losses[at], torch.stack([first, second]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("build", "encoder_decoder"), [(llama, False), (t5, True)])
+def test_start_is_popularity_at_the_mean_state_and_text_beside_it(build, encoder_decoder, tokenizer, train) -> None:
+    items = ItemModel(build(27), 20, LEVELS, False)
+    prompter = two_level_prompter(tokenizer)
+    batches = SingleBatches(train, prompter, batch_tokens=10_000, decoder_start=0 if encoder_decoder else None, seed=0)
+    batch = batches.collate(np.argsort(batches.search, kind="stable"))
+    before, counts = items.items_out.detach().clone(), torch.arange(7.0)
+    with torch.no_grad():
+        states = items.states(batch)
+    items.start_popular(counts, states, batch.level)
+    for level, part in enumerate((slice(0, 4), slice(4, 7))):
+        mean = states[batch.level == level].mean(0) * output_scale(items.model)
+        prior = torch.log1p(counts[part])
+        torch.testing.assert_close(items.items_out[part] @ mean, prior - prior.mean(), atol=1e-4, rtol=1e-4)
+        moved = items.items_out[part].detach() - before[part]
+        torch.testing.assert_close(moved, (moved @ mean)[:, None] * mean / mean.dot(mean), atol=1e-4, rtol=1e-4)
 
 
 def test_vocabulary_loss_is_a_softmax_over_everything(tokenizer, train, prompter) -> None:
