@@ -88,7 +88,7 @@ def test_demo_preset_is_the_default_byte_for_byte():
     assert (ROOT / "configs/demo.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
-PRESETS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.stem != "study"]  # that is no preset
+PRESETS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.stem.startswith("study")]
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
