@@ -89,6 +89,10 @@ class NullSpace(Section):
     energy: Fraction = Field(
         0.05, description="rule energy: P spans the directions that hold at most this share of the trace"
     )
+    side: Literal["input", "output"] = Field(
+        "input",
+        description="whose second moments: of every Linear's input, or of its output (tuning.fidelity: released)",
+    )
     threshold: PositiveFloat = Field(
         2e-2, description="rule absolute: P spans the eigenvalues below this (the paper's)"
     )
@@ -110,7 +114,12 @@ class Tuning(Section):
     alignment: Fraction = Field(
         0.0, description="rows that ask for an item by its title, per train example; they count as search"
     )
-    adapter: Literal["lora", "dora"] = Field("lora", description="kind of adapter; method: lora only")
+    fidelity: Literal["default", "paper", "released"] = Field(
+        "default",
+        description="method gems only: our engine, the paper's equations, or the released code's order of operations; "
+        "the last two are for comparison, slow and large",
+    )
+    adapter: Literal["lora", "dora", "osf"] = Field("lora", description="kind of adapter; method: lora only")
     modules: str = Field(
         r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|SelfAttention\.[qkvo]|EncDecAttention\.[qkvo]"
         r"|DenseReluDense\.(wi|wi_0|wi_1|wo)|c_attn|c_proj|c_fc)$",
@@ -166,6 +175,12 @@ class Tuning(Section):
 
     @model_validator(mode="after")
     def _tasks_fit(self) -> Tuning:
+        if self.precision == "bf16-weights" and self.method != "gems":
+            raise ValueError(f"precision bf16-weights is for method gems; use bf16-autocast with {self.method}")
+        if self.fidelity != "default" and (self.method != "gems" or self.gates.kind == "learned"):
+            raise ValueError(f"fidelity {self.fidelity} is for method gems with a heuristic or fixed gate")
+        if self.fidelity != "default" and (self.subspaces != "all" or self.precision == "bf16-weights"):
+            raise ValueError(f"fidelity {self.fidelity} has all subspaces and fp32 weights")
         if self.tasks != "both" and self.method in ("pcgrad", "upgrad"):
             raise ValueError(f"method {self.method} weighs two tasks; use it with tasks: both")
         if self.tasks == "recommendation" and self.alignment:
@@ -223,6 +238,13 @@ class Config(Section):
     ranking: Ranking = Ranking()
     evaluation: Evaluation = Evaluation()
     registry: Registry = Registry()
+
+    @model_validator(mode="after")
+    def _projects_the_side_it_measures(self) -> Config:
+        side = "output" if self.tuning.fidelity == "released" else "input"
+        if self.tuning.method == "gems" and self.null_space.rule != "none" and self.null_space.side != side:
+            raise ValueError(f"tuning.fidelity {self.tuning.fidelity} needs null_space.side: {side}")
+        return self
 
     def flat(self) -> dict[str, Any]:
         """Return {"tuning.rank": 64, ...}, the form trackers want."""

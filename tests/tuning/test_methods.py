@@ -18,14 +18,15 @@ from tests.tuning.conftest import ITEMS, llama
 METHODS = [
     {"method": "gems"}, {"method": "gems", "subspaces": "shared"}, {"method": "gems", "subspaces": "specific"},
     {"method": "full"},
-    {"method": "lora"}, {"method": "lora", "adapter": "dora"}, {"method": "galore"}, {"method": "pcgrad"},
+    {"method": "lora"}, {"method": "lora", "adapter": "dora"}, {"method": "lora", "adapter": "osf"},
+    {"fidelity": "paper"}, {"fidelity": "released"}, {"method": "galore"}, {"method": "pcgrad"},
     {"method": "upgrad"},
 ]  # fmt: skip
 
 
-def build(tmp_path: Path, train, prompter, **tuning):
+def build(tmp_path: Path, train, prompter, null_space: dict | None = None, **tuning):
     config = Config.model_validate(
-        {"null_space": {"rule": "none"}, "tuning": {"rank": 8, "lr": 3e-3, "item_lr": 1e-2, **tuning}}
+        {"null_space": null_space or {"rule": "none"}, "tuning": {"rank": 8, "lr": 3e-3, "item_lr": 1e-2, **tuning}}
     )
     items = ItemModel(llama(20 + ITEMS), 20, (ITEMS,), False)
     batch = next(ChainBatches(load_events(train, prompter), prompter, chain_items=64, batch_tokens=512)(0))

@@ -99,3 +99,30 @@ def test_artefact_round_trip_and_refusal_of_another_backbone(tmp_path: Path, tok
 def test_an_empty_corpus_is_an_error(tokenizer) -> None:
     with pytest.raises(GemstError, match="holds no text"):
         next(null_space.batches(tokenizer, [], 100, 20))
+
+
+def test_output_side_is_the_input_side_seen_through_the_weight(tokenizer) -> None:
+    """E[y y^T] = W E[x x^T] W^T for a Linear without bias, and no two modules share an output."""
+    model = llama()
+    modules, inside = collect(model, tokenizer)
+    outside = null_space.second_moments(model, modules, null_space.batches(tokenizer, TEXTS, 200, 20), "output")
+    assert set(outside.sums) == set(modules)
+    for name, module in modules.items():
+        weight = module.weight.detach().double()
+        expected = weight @ inside.sums[inside.site_of[name]] @ weight.t()
+        torch.testing.assert_close(outside.sums[name], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_artefact_of_the_other_side_is_refused(tmp_path: Path, tokenizer) -> None:
+    model = llama()
+    settings = NullSpace(tokens=200, sequence_length=20, side="output")
+    null_space.build(model, tokenizer, matching(model, PATTERN), TEXTS, settings, tmp_path / "p")
+    with pytest.raises(GemstError, match=r"not made from the input side.*gemst null-space"):
+        null_space.load(tmp_path / "p", model)
+    assert set(null_space.load(tmp_path / "p", model, "output")[0]) == set(matching(model, PATTERN))
+
+
+@pytest.mark.parametrize("width", [12, 36, 37])
+def test_gram_is_the_upper_triangle_of_the_product(width: int) -> None:
+    rows = torch.randn(50, width, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(null_space.gram(rows).triu(), (rows.t() @ rows).triu())

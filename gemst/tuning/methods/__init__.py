@@ -75,6 +75,10 @@ def make(config: Config, items: ItemModel, null_space: Path, shard: Callable[[It
     `shard` is called once the model has all its parameters and before the optimizer takes them.
     """
     name = config.tuning.method
+    if config.tuning.fidelity != "default":
+        from gemst.tuning.methods.fidelity import FidelityMethod
+
+        return FidelityMethod(config, items, null_space, shard)
     if name == "gems":
         from gemst.tuning.methods.gems import GemsMethod
 

@@ -26,7 +26,7 @@ class GemsMethod:
         tuning = config.tuning
         self.projectors: dict[str, null_space.Range] = {}
         if config.null_space.rule != "none":
-            self.projectors, _ = null_space.load(folder, items.model)
+            self.projectors, _ = null_space.load(folder, items.model, config.null_space.side)
         rooms = {name: space.dimensions for name, space in self.projectors.items()} or None
         self.attached = attach(items.model, tuning.modules, tuning.rank, tuning.subspaces, rooms)
         shard(items)
