@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ONE_PROCESS = ("pcgrad", "upgrad")  # their backward passes go past the hooks that reduce gradients
+_WHOLE = ("bf16-weights",)  # weights in two halves
 _SHARDED = ("gems", "full")  # optimizers that are right on rows of a matrix
 
 
@@ -121,10 +122,11 @@ class Processes:
         self.sharded = tuning.distributed == "fsdp" and self.count > 1
         if self.count > 1 and tuning.method in _ONE_PROCESS:
             raise GemstError(f"tuning.method = {tuning.method} runs in one process", "Start it without torchrun")
-        if self.sharded and tuning.method not in _SHARDED:
-            raise GemstError(
-                f"tuning.method = {tuning.method} cannot be sharded", "Set tuning.distributed to ddp for this method"
-            )
+        for name, whole_only in (("method", tuning.method not in _SHARDED), ("precision", tuning.precision in _WHOLE)):
+            if self.sharded and whole_only:
+                raise GemstError(
+                    f"tuning.{name} = {getattr(tuning, name)} cannot be sharded", "Set tuning.distributed to ddp for it"
+                )
         if self.sharded and tuning.precision == "bf16-weights":
             raise GemstError("bf16-weights cannot be sharded", "Set tuning.precision to bf16-autocast, or use ddp")
 

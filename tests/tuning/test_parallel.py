@@ -80,6 +80,7 @@ def test_a_method_that_cannot_be_shared_says_so(monkeypatch) -> None:
     for settings, says in (
         ({"method": "pcgrad"}, "pcgrad runs in one process.*without torchrun"),
         ({"method": "lora", "distributed": "fsdp"}, "lora cannot be sharded.*distributed to ddp"),
+        ({"precision": "bf16-weights", "distributed": "fsdp"}, "bf16-weights cannot be sharded.*distributed to ddp"),
     ):
         with pytest.raises(GemstError, match=says):
             parallel.Processes(Config.model_validate({"tuning": settings}).tuning)
