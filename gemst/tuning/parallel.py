@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ONE_PROCESS = ("pcgrad", "upgrad")  # their backward passes go past the hooks that reduce gradients
-_WHOLE = ("bf16-weights",)  # weights in two halves
-_SHARDED = ("gems", "full")  # optimizers that are right on rows of a matrix
-
 
 def world() -> int:
     """How many processes the run has."""
@@ -100,6 +96,22 @@ def on_first(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return gathered
 
 
+def _check(tuning: Tuning) -> None:
+    """Raise GemstError for what several processes cannot run together."""
+    # Several backward passes, or some past the hooks that reduce gradients.
+    alone = {"method": tuning.method in ("pcgrad", "upgrad"), "fidelity": tuning.fidelity != "default"}
+    # Other optimizers are wrong on rows of a matrix, and these weights have two halves.
+    whole_only = {"method": tuning.method not in ("gems", "full"), "precision": tuning.precision == "bf16-weights"}
+    for name, refused in alone.items():
+        if refused:
+            raise GemstError(f"tuning.{name} = {getattr(tuning, name)} runs in one process", "Start without torchrun")
+    for name, refused in whole_only.items():
+        if refused and tuning.distributed == "fsdp":
+            raise GemstError(
+                f"tuning.{name} = {getattr(tuning, name)} cannot be sharded", "Set tuning.distributed to ddp for it"
+            )
+
+
 class Processes:
     """The processes of a run and its device; joins the group that the launcher's environment names.
 
@@ -120,15 +132,8 @@ class Processes:
         self.count, self.rank = world(), rank()
         self.first = self.rank == 0
         self.sharded = tuning.distributed == "fsdp" and self.count > 1
-        if self.count > 1 and tuning.method in _ONE_PROCESS:
-            raise GemstError(f"tuning.method = {tuning.method} runs in one process", "Start it without torchrun")
-        for name, whole_only in (("method", tuning.method not in _SHARDED), ("precision", tuning.precision in _WHOLE)):
-            if self.sharded and whole_only:
-                raise GemstError(
-                    f"tuning.{name} = {getattr(tuning, name)} cannot be sharded", "Set tuning.distributed to ddp for it"
-                )
-        if self.sharded and tuning.precision == "bf16-weights":
-            raise GemstError("bf16-weights cannot be sharded", "Set tuning.precision to bf16-autocast, or use ddp")
+        if self.count > 1:
+            _check(tuning)
 
     def shares(self, rows: Any) -> list[Any]:
         """What each process makes of a batch's rows: every count-th of them, so that each gets both tasks.

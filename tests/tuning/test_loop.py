@@ -61,12 +61,20 @@ def test_it_learns(tmp_path: Path, train, prompter, method: str) -> None:
     }
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, train, prompter, accumulate: int) -> None:
-    whole, state, losses = run(tmp_path / "a", train, prompter, accumulate=accumulate)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"accumulate": 2}, {"checkpointing": True}, {"precision": "bf16-weights"}, {"precision": "bf16-autocast"},
+        {"method": "full"}, {"method": "lora"}, {"method": "galore"}, {"method": "pcgrad"}, {"method": "upgrad"},
+        {"fidelity": "paper"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())) or "gems",
+)  # fmt: skip
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, train, prompter, settings) -> None:
+    whole, state, losses = run(tmp_path / "a", train, prompter, **settings)
     with pytest.raises(Killed):
-        run(tmp_path / "b", train, prompter, accumulate=accumulate, die_at=7)
-    resumed, again, rest = run(tmp_path / "b", train, prompter, accumulate=accumulate)
+        run(tmp_path / "b", train, prompter, **settings, die_at=7)
+    resumed, again, rest = run(tmp_path / "b", train, prompter, **settings)
     assert rest == losses[4:]
     assert again.step == state.step
     assert torch.equal(resumed.items_out, whole.items_out)

@@ -79,6 +79,7 @@ def test_a_method_that_cannot_be_shared_says_so(monkeypatch) -> None:
     monkeypatch.setattr(parallel, "rank", lambda: 0)
     for settings, says in (
         ({"method": "pcgrad"}, "pcgrad runs in one process.*without torchrun"),
+        ({"fidelity": "paper"}, "paper runs in one process"),
         ({"method": "lora", "distributed": "fsdp"}, "lora cannot be sharded.*distributed to ddp"),
         ({"precision": "bf16-weights", "distributed": "fsdp"}, "bf16-weights cannot be sharded.*distributed to ddp"),
     ):

@@ -65,6 +65,7 @@ class SubspaceAdamW(torch.optim.AdamW):
             by_task = (rec * (total / max(self.targets[0], 1)), rec + src, src * (total / max(self.targets[1], 1)))
             project = self.projectors.get(weight)
             update = torch.zeros_like(rec)
+            self.state[weight].setdefault("step", torch.zeros(()))  # AdamW looks for it when a state is loaded
             for place, gradient in enumerate(by_task):
                 if self.released and project is not None:
                     gradient = project(gradient)

@@ -30,7 +30,9 @@ class GaloreMethod(FullMethod):
 
     def _optimizer(self) -> torch.optim.Optimizer:
         from galore_torch import GaLoreAdamW
+        from galore_torch.galore_projector import GaLoreProjector
 
+        torch.serialization.add_safe_globals([GaLoreProjector])  # it lies in the state that a resumed run loads
         tuning = self.tuning
         low, rows = self._groups()
         low |= {"rank": tuning.rank, "update_proj_gap": tuning.refresh_every, "scale": tuning.scale, "proj_type": "std"}
