@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gemst.config import Backbone, Gates, Tuning
-from gemst.tuning.gates import Gate, Signals
+from gemst.tuning.gates import Gate
 from gemst.tuning.norm import freeze_norms
 from gemst.tuning.optimizer import Gems
 from gemst.tuning.subspace import attach, matching
@@ -79,23 +79,29 @@ def gems(model: nn.Module, ids: Tensor, bf16: bool) -> Callable[[], None]:
     freeze_norms(model)
     attached = attach(model, Tuning().modules, RANK)
     optimizer = Gems(attached, [], Gate(Gates()), lr=1e-4, refresh_every=200)
-    attached.route.boundary = ROWS // 2
-    attached.route.weights = (2.0, 2.0)
     embedding = model.get_input_embeddings().weight.requires_grad_(True)  # the backward pass goes all the way down
 
     def step() -> None:
-        for _ in range(1 + optimizer.needs_first_bases):
-            first = optimizer.needs_first_bases
-            optimizer.prepare()
-            row_losses(model, ids, bf16).mean().backward()
-            if first:
-                optimizer.start()
+        optimizer.begin(ROWS // 2, (ROWS // 2, ROWS // 2), (1.0, 1.0))
+        row_losses(model, ids, bf16).mean().backward()
         embedding.grad = None
-        optimizer.signals = Signals((1.0, 1.0), (ROWS // 2, ROWS // 2))
         optimizer.step()
         optimizer.zero_grad()
 
+    step.optimizer = optimizer
     return step
+
+
+def refresh_share(step: Callable[[], None], seconds: float, every: int = 200) -> float:
+    """Share of a run that refreshing costs: the extra time of a step that refreshes all layers, over `every` steps."""
+    optimizer = step.optimizer
+    optimizer.refresh_every = 1
+    taken = []
+    for _ in range(3):
+        started = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - started)
+    return (statistics.median(taken) - seconds) / (every * seconds)
 
 
 def full(model: nn.Module, ids: Tensor, bf16: bool) -> Callable[[], None]:
@@ -162,6 +168,8 @@ def peak_mib(model_name: str, side: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5, help="timed steps per side, interleaved (default 5)")
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--out", type=Path, help="a JSON file for the results")
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "SIDE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
@@ -171,33 +179,39 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     results = {}
-    for name in MODELS:
+    for name in arguments.only:
         if name.startswith("smollm2") and not Path(Backbone().name).exists():
             print(f"{name}: skipped, run `gemst fetch` first")
+            continue
+        if MODELS[name][1] and not torch.cpu.get_capabilities().get("avx512_bf16", False):
+            print(f"{name}: skipped, this processor does not multiply bf16 natively")
             continue
         steps = {side: prepare(name, side) for side in SIDES}
         times: dict[str, list[float]] = {side: [] for side in SIDES}
         for step in steps.values():
             step()
+            step()  # the first one takes bases, or makes the optimizer's state
         for _ in range(arguments.steps):
             for side, step in steps.items():
                 started = time.perf_counter()
                 step()
                 times[side].append(time.perf_counter() - started)
-        del steps
         seconds = {side: statistics.median(taken) for side, taken in times.items()}
+        refresh = refresh_share(steps["gems"], seconds["gems"])
+        del steps, step
         results[name] = {
             "seconds": {side: round(value, 3) for side, value in seconds.items()},
             "gems/full": round(seconds["gems"] / seconds["full"], 3),
             "three_passes/gems": round(seconds["three_passes"] / seconds["gems"], 2),
+            "refresh_share_at_200": round(refresh, 4),
             "peak_mib": {side: round(peak_mib(name, side)) for side in ("gems", "full")},
         }
         print(name, json.dumps(results[name]), flush=True)
-    print(
-        json.dumps(
-            {"rows": ROWS, "length": LENGTH, "rank": RANK, "threads": torch.get_num_threads(), "results": results}
-        )
-    )
+    facts = {"rows": ROWS, "length": LENGTH, "rank": RANK, "threads": torch.get_num_threads(), "results": results}
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(facts, indent=2) + "\n")
+    print(json.dumps(facts))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class SubspaceLinear(nn.Module):
         self.sketch: Sketch | None = None
         self.shared_by_task: Tensor | None = None  # (2, m, r_shared): C_shared of rec and src, when observed
         # The low half of the float32 whose high half is a bfloat16 `weight`, see `narrow`.
-        narrow = self.weight.dtype != torch.float32
+        narrow = self.weight.dtype == torch.bfloat16
         self.remainder = torch.zeros_like(self.weight, dtype=torch.int16) if narrow else None
         self.keeps_copies = True  # of W in the compute type; not where W itself is there for one pass only
         self._copies: dict[torch.dtype, tuple[int, Tensor]] = {}
@@ -280,7 +280,8 @@ def attach(
     """Freeze `model` and replace every matching Linear by a SubspaceLinear, in place.
 
     `rank` is that of the shared subspace; rec and src take half of it each. `rooms` gives, per module, the dimensions
-    of the null space; ranks shrink to fit it. Raises GemstError when `rank` exceeds a layer's width.
+    of the null space; ranks shrink to fit it. Raises GemstError when `rank` exceeds a layer's width, or when a
+    weight is neither float32 (or float64) nor bfloat16.
     """
     modules = matching(model, pattern)
     model.requires_grad_(False)
@@ -292,6 +293,8 @@ def attach(
             raise GemstError(
                 f"tuning.rank = {rank} exceeds the width {width} of {name}", f"Set tuning.rank to {width} or less"
             )
+        if rows.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+            raise GemstError(f"{name} is stored as {rows.dtype}", "Load the model in torch.float32 or torch.bfloat16")
         room = width if rooms is None else rooms[name]
         layer = SubspaceLinear(module, _widths(rank, subspaces, room), attached.route)
         parent, leaf = _parent(model, name)

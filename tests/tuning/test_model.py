@@ -12,6 +12,7 @@ from gemst.prompts import Prompter
 from gemst.tuning.methods import Facts, make
 from gemst.tuning.model import ItemModel
 from gemst.tuning.single import SingleBatches
+from gemst.tuning.subspace import matching
 from tests.tuning.conftest import ITEMS, llama, t5
 
 LEVELS = (4, 3)  # 12 items as 4 x 3 codes
@@ -80,6 +81,12 @@ def test_tuned_and_folded_model_survives_export(build, encoder_decoder, tokenize
 
     model = build()
     old = model.get_input_embeddings().weight.detach().clone()
+    tuned_names = set(matching(model, Config().tuning.modules))
+    others = {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if name.removesuffix(".weight") not in tuned_names and parameter.shape != old.shape
+    }
     rows = torch.randn(ITEMS, 32, generator=torch.Generator().manual_seed(0))
     first = add_item_tokens(model, tokenizer, [f"<item_{i}>" for i in range(ITEMS)], rows, rows * 0.1)
     assert first == 20
@@ -112,5 +119,8 @@ def test_tuned_and_folded_model_survives_export(build, encoder_decoder, tokenize
     plain = family.from_pretrained(tmp_path / "model", dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(ItemModel(plain, first, (ITEMS,), False)(batch), tuned, atol=1e-5, rtol=1e-5)
+    exported = dict(plain.named_parameters())
+    assert len(others) > 2
+    assert all(torch.equal(exported[name], value) for name, value in others.items())
     assert torch.equal(plain.get_input_embeddings().weight[:20], old)
     assert torch.equal(plain.get_output_embeddings().weight[:20], old)
