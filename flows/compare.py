@@ -23,11 +23,14 @@ from flows.cells import run_cell
 from gemst import config
 from gemst.errors import GemstError
 from gemst.evaluation import study as studies
+from gemst.evaluation import study_page
 from gemst.evaluation.study import Cell, Study
+from gemst.files import atomic_file
 from gemst.progress import duration
 from gemst.registry.runs import study_run
 
 STUDY = Path("configs/study.yaml")
+PAGE = Path("docs/study.md")
 
 _HELP = """Compare ways to tune, on the cells of a study (configs/study.yaml): methods x seeds x data sets.
 
@@ -42,7 +45,7 @@ A cell that has a result with the same parameters is not run again, so a stopped
   python -m flows.compare                                    everything (hours to days without a GPU)
   python -m flows.compare --only 'ml-100k/gems/*' --minutes 60
   python -m flows.compare --path lastfm-2k=~/hetrec2011-lastfm-2k
-  python benchmarks/study_table.py                           the tables of what there is, in docs/study.md
+  python -m flows.compare --table                            the tables of what there is, in docs/study.md
   gemst compare artifacts/study/ml-100k/full/lr=0.0001,seed=7/artifacts/evaluation RUN_ID
 
 To look at the runs: make ui, experiment "study", select all, Compare."""
@@ -142,6 +145,14 @@ def listing(study: Study, only: list[str] | None, absent: dict[str, Path]) -> st
     return "\n".join([*lines, "Cells of a method appear once its trials have all been run."])
 
 
+def write_page(study: Study) -> None:
+    """Write the study's page. Raises GemstError when a result cannot be read."""
+    text = study_page.markdown(study, "python -m flows.compare")
+    with atomic_file(PAGE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(PAGE)
+
+
 def main() -> int:
     """Run the study here and now."""
     parser = argparse.ArgumentParser(
@@ -153,15 +164,19 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, metavar="M", help="start no cell after M minutes")
     parser.add_argument("--path", action="append", default=[], metavar="DATA=FOLDER", help="where a data set lies")
     parser.add_argument("--list", action="store_true", help="print every cell and what it gave; run nothing")
+    parser.add_argument("--table", action="store_true", help=f"write {PAGE} from the cells there are; run nothing")
     given = parser.parse_args()
     for text in given.path:
         if "=" not in text:
             parser.error(f"--path {text}: write DATA=FOLDER, such as lastfm-2k=~/hetrec2011-lastfm-2k")
     paths = dict(text.split("=", 1) for text in given.path)
-    if given.list:
+    if given.list or given.table:
         try:
             whole = studies.read(given.study)
-            print(listing(whole, given.only, away(whole, {name: Path(one) for name, one in paths.items()})))
+            if given.list:
+                print(listing(whole, given.only, away(whole, {name: Path(one) for name, one in paths.items()})))
+            if given.table:
+                write_page(whole)
         except GemstError as error:
             print(f"compare: {error}", file=sys.stderr)
             return 1

@@ -63,6 +63,7 @@ class Study(_Part):
     data: dict[str, Settings]
     methods: dict[str, Entry]
     tables: dict[str, Table]
+    notes: list[str] = Field([], description="paragraphs of the page: causes and findings the tables do not tell")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Study:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.client.schemas.objects import State
 
 from flows import cells, commands, compare
 from gemst import cli, config, layout, stages
@@ -19,6 +20,7 @@ from gemst.files import read_json
 from tests import tiny_project
 
 ROOT = Path(__file__).resolve().parents[2]
+BROKEN = "full/lr=0.01,seed=7"  # the cell that fails at first
 STUDY = {
     "name": "tiny-study",
     "set": {"tuning.epochs": 50, "tuning.max_tokens": 3000, "tuning.validate_every": 5},
@@ -50,11 +52,11 @@ def project(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> P
     return root
 
 
-@pytest.fixture
-def ran(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Stages run in this process instead of one each: (stage, folder) as they were asked for."""
-    monkeypatch.chdir(project)
-    calls: list[tuple[str, str]] = []
+Call = tuple[str, str]  # stage, folder
+
+
+def in_process(calls: list[Call]) -> Callable[..., commands.Outcome]:
+    """Instead of flows.commands.run: stages run in this process, and are noted in `calls`."""
     commanded = {one.name or one.callback.__name__ for one in cli.app.registered_commands}
 
     def run(module: str, stage: str, *, say: Callable[[str], None], folder: Path, extra: dict[str, str]):
@@ -72,41 +74,56 @@ def ran(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]
                 os.environ.pop("MLFLOW_TRACKING_URI", None)
         return commands.Outcome(0, ())
 
-    monkeypatch.setattr(cells, "run", run)
-    return calls
+    return run
 
 
-@pytest.mark.usefixtures("prefect_api")
-def test_a_study_goes_on_after_a_failure_and_ends_with_every_cell(ran, project, monkeypatch, capsys):
-    real = cells.run
-    broken = "full/lr=0.01,seed=7"
+@pytest.fixture(scope="module")
+def told(project: Path, prefect_api: None) -> list[tuple[State, list[Call]]]:
+    """The study, called four times: how the flow ended, and the stages it ran.
 
-    def run(module: str, stage: str, **rest):
-        if stage == "evaluate" and rest["folder"].as_posix().endswith(broken):
-            return commands.Outcome(1, ("gemst: the disk is full",))
-        return real(module, stage, **rest)
+    The first call meets a full disk in one cell, the second may run one cell only, the last has nothing to do.
+    """
+    told: list[tuple[State, list[Call]]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        for number in range(4):
+            calls: list[Call] = []
+            real = in_process(calls)
 
-    monkeypatch.setattr(cells, "run", run)
-    state = compare.compare("study.yaml", return_state=True)
+            def run(module: str, stage: str, number=number, real=real, **rest):
+                if number == 0 and stage == "evaluate" and rest["folder"].as_posix().endswith(BROKEN):
+                    return commands.Outcome(1, ("gemst: the disk is full",))
+                return real(module, stage, **rest)
+
+            patch.setattr(cells, "run", run)
+            told.append((compare.compare("study.yaml", max_cells=1 if number == 1 else None, return_state=True), calls))
+    return told
+
+
+@pytest.fixture
+def finished(told: list[tuple[State, list[Call]]], project: Path, monkeypatch: pytest.MonkeyPatch) -> studies.Study:
+    """The study with all its cells, in its folder."""
+    monkeypatch.chdir(project)
+    return studies.read(Path("study.yaml"))
+
+
+def test_a_study_goes_on_after_a_failure_and_where_it_was(told):
+    (state, calls), (second, resumed), (third, _), (last, nothing) = told
     assert state.is_failed()
-    assert f"1 failed: logs/{broken}: evaluate: the disk is full" in state.message
+    assert f"1 failed: logs/{BROKEN}: evaluate: the disk is full" in state.message
     assert "5 cells run" in state.message  # 3 trials, GEMS's second seed, and the one without a null space
-    counts = Counter(stage for stage, _ in ran)
+    counts = Counter(stage for stage, _ in calls)
     assert [counts[stage] for stage in cells.PREPARED] == [1, 1, 1, 1, 1]  # shared by all cells
     assert counts["tune"] == 6
+    assert second.is_completed()
+    assert [stage for stage, _ in resumed] == ["evaluate", "register"]  # the model was there
+    assert third.message.startswith("1 cells run, 4 of the tables' cells still without")  # elsewhere has four
+    assert last.is_completed()
+    assert nothing == []
 
-    monkeypatch.setattr(cells, "run", real)
-    ran.clear()
-    state = compare.compare("study.yaml", max_cells=1, return_state=True)
-    assert state.is_completed()
-    assert [stage for stage, _ in ran] == ["evaluate", "register"]  # the model was there
-    state = compare.compare("study.yaml", return_state=True)
-    assert state.message.startswith("1 cells run, 4 of the tables' cells still without")  # elsewhere has four
-    ran.clear()
-    assert compare.compare("study.yaml", return_state=True).is_completed()
-    assert ran == []
 
-    study = studies.read(Path("study.yaml"))
+def test_every_cell_has_its_result_at_one_budget_and_the_best_trial_is_every_seed_s(finished):
+    study = finished
     found = {cell.name: studies.result(study, cell) for cell in studies.plan(study, ["logs/*"])}
     assert len(found) == 7
     assert None not in found.values()
@@ -129,7 +146,7 @@ def test_a_study_goes_on_after_a_failure_and_ends_with_every_cell(ran, project, 
     assert (folder / layout.EXAMPLES).resolve() == (study.work / "logs/full/lr=0.01,seed=7" / layout.EXAMPLES).resolve()
 
 
-def test_runs_of_a_study_hang_under_one_and_line_up(ran, project):
+def test_runs_of_a_study_hang_under_one_and_line_up(finished, project):
     from gemst.registry.store import connect
 
     client = connect()
@@ -149,8 +166,9 @@ def test_runs_of_a_study_hang_under_one_and_line_up(ran, project):
     assert client.search_registered_models() == []
 
 
-def test_equal_seed_and_config_give_equal_metrics(ran, project, tmp_path):
-    first = studies.read(Path("study.yaml"))
+def test_equal_seed_and_config_give_equal_metrics(finished, tmp_path, monkeypatch):
+    first = finished
+    monkeypatch.setattr(cells, "run", in_process([]))
     study = first.model_copy(update={"work": tmp_path / "work", "results": tmp_path / "results"})
     cell = next(iter(studies.plan(first, ["logs/gems/*"])))
     before = studies.result(first, cell)
@@ -163,8 +181,8 @@ def test_equal_seed_and_config_give_equal_metrics(ran, project, tmp_path):
     assert texts[0] == texts[1]
 
 
-def test_two_cells_are_compared_by_folder_and_by_run(ran, project):
-    study = studies.read(Path("study.yaml"))
+def test_two_cells_are_compared_by_folder_and_by_run(finished):
+    study = finished
     names = ("logs/gems/lr=0.01,seed=7", "logs/full/lr=0.01,seed=7")
     folders = [study.work / name / layout.EVALUATION for name in names]
     run_id = read_json(study.work / names[1] / layout.TUNING / "run.json")["run_id"]
@@ -178,12 +196,35 @@ def test_two_cells_are_compared_by_folder_and_by_run(ran, project):
         assert lines[task]["difference_low"] <= lines[task]["difference"] <= lines[task]["difference_high"]
 
 
-@pytest.mark.usefixtures("prefect_api")
-def test_a_path_for_an_unknown_data_set_is_refused(ran):
+def test_the_page_has_every_row_its_interval_and_what_is_missing(finished, project):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["compare", "study.yaml", "--table"])
+        assert compare.main() == 0
+    page = Path("docs/study.md").read_text()
+    main, second = page.split("## t\n")[1].split("## u\n")
+    logs, elsewhere = main.split("### elsewhere")
+    assert "Not measured yet:** gems (seeds 7, 8); full (seeds 7, 8)" in elsewhere
+    assert "Not measured" not in logs
+    study, table = finished, finished.tables["main"]
+    ours, theirs = ([studies.final(study, table, "logs", name, seed) for seed in (7, 8)] for name in ("gems", "full"))
+    scores = [[studies.result(study, cell)["test"]["search"]["ndcg@10"] for cell in cells] for cells in (ours, theirs)]
+    rows = {line.split(" | ")[0]: line for line in reversed(logs.splitlines()) if line.startswith("| ")}
+    assert f"{sum(scores[0]) / 2:.4f} ± " in rows["| GEMS"]
+    assert f"{sum(scores[0]) / 2 - sum(scores[1]) / 2:+.4f}" in rows["| f"].replace("**", "")
+    assert "popularity" in logs
+    assert "SASRec: not measured yet" in logs
+    assert "perplexity rises by at most 0.5%" in logs
+    assert "GEMS" in second
+    assert "no null space" in second
+    (project / "artifacts/study").rename(project / "gone")  # intervals outlive the per-query results
+    assert compare.study_page.markdown(study, "python -m flows.compare") == page
+    (project / "gone").rename(project / "artifacts/study")
+
+
+def test_a_path_for_an_unknown_data_set_is_refused(finished):
     state = compare.compare("study.yaml", paths={"logz": "x"}, return_state=True)
     assert state.is_failed()
     assert "--path logz: the study has no such data set" in state.message
-    assert ran == []
 
 
 def test_prepared_stages_are_shared_exactly_when_what_they_read_agrees():
