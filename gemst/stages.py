@@ -158,15 +158,21 @@ def tune(config: Config) -> Summary:
 
 
 def evaluate(config: Config) -> Summary:
-    """Full-catalogue ranking of the test examples beside the reference rankers, and general-knowledge drift."""
+    """Full-catalogue ranking of the test examples beside the reference rankers, and general-knowledge drift.
+
+    Under torchrun or accelerate launch the processes share the model's rankings, and the first alone writes.
+    """
     from gemst import backbone
     from gemst.data import general_text, tables
     from gemst.evaluation import report
     from gemst.evaluation.drift import drift
     from gemst.evaluation.run import evaluate as measure
     from gemst.ranking import rank, score
+    from gemst.ranking.shared import shared
+    from gemst.tuning.parallel import Processes
 
-    with stage("evaluate") as summary:
+    with Processes() as processes, stage("evaluate", shown=processes.first) as summary:
+        among = (processes.rank, processes.count, processes.gathered)
         require(layout.MODEL / "gemst.json", made_by="gemst tune")
         items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
         frames = {name: _examples(name) for name in ("train", "valid", "test")}
@@ -178,20 +184,25 @@ def evaluate(config: Config) -> Summary:
         del before
         result = measure(
             config, items, frames["train"], frames["valid"], frames["test"],
-            lambda examples, k, seen: rank(tuned, examples, k, config.ranking, seen),
-            rerank=lambda examples, candidates: score(tuned, examples, candidates, config.ranking),
+            lambda examples, k, seen: shared(
+                lambda mine, past: rank(tuned, mine, k, config.ranking, past), examples, seen, *among
+            ),
+            rerank=lambda examples, candidates: shared(
+                lambda mine, listed: score(tuned, mine, listed, config.ranking), examples, candidates, *among
+            ),
             drift=change,
         )  # fmt: skip
-        with atomic_folder(layout.EVALUATION) as folder:
-            write_json(folder / "metrics.json", result.metrics)
-            result.per_query.write_parquet(folder / "per_query.parquet")
-            (folder / "report.md").write_text(report.markdown(result.metrics), encoding="utf-8")
-            page = report.html(
-                result, items=items, test=frames["test"], curves=layout.TUNING / "curves.parquet",
-                diagnostics=layout.TUNING / "diagnostics.parquet",
-                facts={"method": config.tuning.method, "backbone": config.backbone.name},
-            )  # fmt: skip
-            (folder / "report.html").write_text(page, encoding="utf-8")
+        if processes.first:
+            with atomic_folder(layout.EVALUATION) as folder:
+                write_json(folder / "metrics.json", result.metrics)
+                result.per_query.write_parquet(folder / "per_query.parquet")
+                (folder / "report.md").write_text(report.markdown(result.metrics), encoding="utf-8")
+                page = report.html(
+                    result, items=items, test=frames["test"], curves=layout.TUNING / "curves.parquet",
+                    diagnostics=layout.TUNING / "diagnostics.parquet",
+                    facts={"method": config.tuning.method, "backbone": config.backbone.name},
+                )  # fmt: skip
+                (folder / "report.html").write_text(page, encoding="utf-8")
         summary.read |= {name: len(frame) for name, frame in frames.items()}
         summary.written |= {"report": str(layout.EVALUATION / "report.html")}
         summary.notes.append(f"joint NDCG@10 {result.metrics['model']['joint']:.4f}")

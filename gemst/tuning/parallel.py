@@ -115,10 +115,10 @@ def _check(tuning: Tuning) -> None:
 class Processes:
     """The processes of a run and its device; joins the group that the launcher's environment names.
 
-    Raises GemstError when `tuning` cannot be run by several processes.
+    Raises GemstError when `tuning`, if that is what they are for, cannot be run by several.
     """
 
-    def __init__(self, tuning: Tuning) -> None:
+    def __init__(self, tuning: Tuning | None = None) -> None:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
 
@@ -131,8 +131,8 @@ class Processes:
         self.device = device if device.type == "cuda" else torch.device("cpu")  # never cpu:0, which is another device
         self.count, self.rank = world(), rank()
         self.first = self.rank == 0
-        self.sharded = tuning.distributed == "fsdp" and self.count > 1
-        if self.count > 1:
+        self.sharded = tuning is not None and tuning.distributed == "fsdp" and self.count > 1
+        if tuning is not None and self.count > 1:
             _check(tuning)
 
     def shares(self, rows: Any) -> list[Any]:
