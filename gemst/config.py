@@ -170,6 +170,10 @@ class Tuning(Section):
     )
     validate_every: Positive = Field(200, description="steps between validations")
     validate_users: Positive = Field(200, description="users in a validation during tuning")
+    drift_limit: PositiveFloat | None = Field(
+        None,
+        description="KL from the backbone on general text, nats per token, that the backbone's learning rate heeds",
+    )
     patience: Positive = Field(5, description="validations without a better NDCG@10 before tuning stops")
     checkpoint_every: Positive = Field(200, description="steps between checkpoints")
 

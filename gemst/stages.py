@@ -123,7 +123,7 @@ def tune(config: Config) -> Summary:
     Under torchrun or accelerate launch every process calls it, and the first alone logs and writes.
     """
     from gemst import item_ids, registry, tuning
-    from gemst.data import tables
+    from gemst.data import general_text, tables
     from gemst.tuning.parallel import Processes
 
     with Processes(config.tuning) as processes, stage("tune", shown=processes.first) as summary:
@@ -132,10 +132,14 @@ def tune(config: Config) -> Summary:
         ids = item_ids.load(require(layout.ITEM_IDS, made_by="gemst tokenize"))
         if config.tuning.method == "gems" and config.null_space.rule != "none":
             require(layout.NULL_SPACE / "manifest.json", made_by="gemst null-space")
+        general: list[str] = []
+        if config.tuning.drift_limit is not None:
+            calibration, _ = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
+            general = calibration[::-1]  # the null space was taken from the other end
         _set_threads(config)
         with registry.live(config) if processes.first else nullcontext() as run:
             outcome = tuning.run(
-                config, ids, items, train, valid,
+                config, ids, items, train, valid, general,
                 null_space=layout.NULL_SPACE, item_ids=layout.ITEM_IDS, model_folder=layout.MODEL,
                 tuning_folder=layout.TUNING, processes=processes, log=run.log if run else lambda step, scalars: None,
             )  # fmt: skip

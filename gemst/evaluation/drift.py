@@ -58,15 +58,15 @@ def drift(
     """
     import torch
 
-    stream = _stream(tokenizer, texts, tokens)
+    stream = token_stream(tokenizer, texts, tokens)
     if len(stream) < 2:
         raise GemstError("the general text for the drift check is empty", "Look at null_space.corpus in params.yaml")
     options = _options(tokenizer, stream)
     vocabulary = min(len(tokenizer), _rows(before))
     sums = _Sums(np.zeros(2), np.zeros(2, np.int64))
     with torch.inference_mode():
-        for batch in track(_batches(stream, min(length, len(stream))), "general text"):
-            states = [_states(model, torch.from_numpy(batch), tokenizer) for model in (before, after)]
+        for batch in track(sequences(stream, min(length, len(stream))), "general text"):
+            states = [predicting_states(model, torch.from_numpy(batch), tokenizer) for model in (before, after)]
             targets = torch.from_numpy(batch[:, -states[0].shape[1] :]).reshape(-1)
             for start in range(0, len(targets), _CHUNK):
                 part = slice(start, start + _CHUNK)
@@ -114,7 +114,7 @@ def _add(
         sums.questions += len(asked)
 
 
-def _states(model: PreTrainedModel, batch: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def predicting_states(model: PreTrainedModel, batch: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Hidden states (sequences, predicted positions, d): the one at j sees everything before the j-th target."""
     import torch
 
@@ -132,7 +132,7 @@ def _rows(model: PreTrainedModel) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
 
 
-def _stream(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int) -> NDArray[np.int64]:
+def token_stream(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int) -> NDArray[np.int64]:
     """The first `tokens` token ids of the texts, joined by end-of-text; no more text is encoded than needed."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stream: list[int] = []
@@ -143,7 +143,7 @@ def _stream(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int) -
     return np.array(stream[:tokens], np.int64)
 
 
-def _batches(stream: NDArray[np.int64], length: int) -> list[NDArray[np.int64]]:
+def sequences(stream: NDArray[np.int64], length: int) -> list[NDArray[np.int64]]:
     """Batches (sequences, length); a remainder shorter than `length` is left out."""
     rows = stream[: len(stream) // length * length].reshape(-1, length)
     return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]

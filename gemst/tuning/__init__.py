@@ -41,6 +41,7 @@ def run(
     items: pl.DataFrame,
     train: pl.DataFrame,
     valid: pl.DataFrame,
+    general: list[str],
     *,
     null_space: Path,
     item_ids: Path,
@@ -51,10 +52,10 @@ def run(
 ) -> Outcome:
     """Tune `config.backbone` and write the model and the curves.
 
-    `null_space` and `item_ids` are the folders of those stages; `log` is called with every step's scalars. Writes
-    `model_folder` (a plain transformers checkpoint, the IDs and gemst.json) and curves.parquet, diagnostics.parquet in
-    `tuning_folder`. Every process of a run calls it; process 0 alone logs and writes. Raises GemstError when an input
-    does not fit the backbone.
+    `general` is the text that `tuning.drift_limit` is kept on; `null_space` and `item_ids` are the folders of those
+    stages; `log` is called with every step's scalars. Writes `model_folder` (a plain transformers checkpoint, the IDs
+    and gemst.json) and curves.parquet, diagnostics.parquet in `tuning_folder`. Every process of a run calls it; process
+    0 alone logs and writes. Raises GemstError when an input does not fit the backbone.
     """
     import polars as pl
     import torch
@@ -65,6 +66,7 @@ def run(
     from gemst.tuning.alignment import with_alignment
     from gemst.tuning.batches import make_batches
     from gemst.tuning.checkpoint import Checkpoints, tensors
+    from gemst.tuning.drift_limit import DriftLimit
     from gemst.tuning.loop import precision
     from gemst.tuning.loop import train as train_loop
     from gemst.tuning.model import ItemModel
@@ -102,9 +104,11 @@ def run(
     checkpoints = Checkpoints(
         tuning_folder.with_name(f".{tuning_folder.name}.checkpoints"), _identity(config, train, ids, null_space)
     )
+    limit = config.tuning.drift_limit
+    drift = None if limit is None else DriftLimit(item_model, method, tokenizer, general, limit, processes)
     state = train_loop(
         item_model, method, batches, config.tuning,
-        processes=processes, seed=config.seed, validate=validation, log=log, checkpoints=checkpoints,
+        processes=processes, seed=config.seed, validate=validation, log=log, checkpoints=checkpoints, drift=drift,
     )  # fmt: skip
     epochs = state.step / batches.steps_per_epoch(config.tuning.accumulate)
     outcome = Outcome(

@@ -57,6 +57,7 @@ class Checkpoints:
 
         Raises GemstError when not every process sees it.
         """
+        from gemst.tuning.drift_limit import Brake
         from gemst.tuning.loop import State
 
         found = [self._latest() if rank() == 0 else None]
@@ -75,6 +76,7 @@ class Checkpoints:
         optimizer = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
         method.optimizer.load_state_dict(_sharded_state(optimizer, method.optimizer))
         saved["curves"] = [tuple(point) for point in saved["curves"]]
+        saved["brake"] = Brake(**saved["brake"])
         self._best_of_last = saved["best_step"]
         return State(**saved)
 

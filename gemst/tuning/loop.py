@@ -15,6 +15,7 @@ from gemst.config import Tuning
 from gemst.progress import Progress
 from gemst.tuning.batches import Batch, Batches
 from gemst.tuning.checkpoint import Checkpoints
+from gemst.tuning.drift_limit import Brake, DriftLimit
 from gemst.tuning.methods import Facts, Method
 from gemst.tuning.model import ItemModel
 from gemst.tuning.parallel import Processes, whole
@@ -37,6 +38,7 @@ class State:
     seconds: float = 0.0
     tokens: int = 0  # of all steps, padding left out
     stepping: float = 0.0  # seconds in steps alone: no validation, no checkpoint
+    brake: Brake = field(default_factory=Brake)
     curves: list[tuple[int, str, float]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
 
@@ -87,10 +89,12 @@ def train(
     validate: Callable[[], dict[str, float]],
     log: Callable[[int, dict[str, float]], None],
     checkpoints: Checkpoints,
+    drift: DriftLimit | None = None,
 ) -> State:
     """Run the schedule to its end, its time limit or its patience; the model is left at its best validation.
 
     Every process of a run calls it and gets the same state; `log` is called on all of them, with the same scalars.
+    `drift` holds the backbone's weights (not the item rows) back where they forget too much.
     """
     model = processes.wrap(items)
     state = checkpoints.resume(items, method) or State(total=schedule(batches, tuning))
@@ -112,21 +116,23 @@ def train(
             started = time.perf_counter()
             observe = state.step % _OBSERVE_EVERY == 0
             factor = rate(tuning, state.step, state.total)
-            for group, peak in zip(method.optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
+            speeds = (factor * state.brake.factor, factor)
+            for group, peak, speed in zip(method.optimizer.param_groups, peaks, speeds, strict=True):
+                group["lr"] = peak * speed
             facts, tokens = _backward(model, method, micro, tuning, processes, observe)
             method.merge()
             norm = whole(torch.nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None]))
             torch.nn.utils.clip_grads_with_norm_(method.parameters(), tuning.clip, norm)
             method.step(facts)
             state.step += 1
+            state.brake.path += speeds[0]
             state.tokens += tokens
             spent = time.perf_counter() - started
             state.stepping += spent
             state.seconds = time.perf_counter() - began
             scalars = {
                 "train/loss_rec": facts.losses[0], "train/loss_src": facts.losses[1],
-                "train/gradient_norm": float(norm), "lr": peaks[0] * factor, "lr_items": peaks[1] * factor,
+                "train/gradient_norm": float(norm), "lr": peaks[0] * speeds[0], "lr_items": peaks[1] * factor,
                 "tokens_per_s": tokens / spent,
             }  # fmt: skip
             if observe:
@@ -137,7 +143,12 @@ def train(
                 per_step = (time.perf_counter() - timed) / (state.step - timed_from)
                 state.total = processes.agreed(affordable(state, 60 * tuning.max_minutes, per_step))
                 progress.total = state.total
-            if state.step % tuning.validate_every == 0 or state.step == state.total:
+            judged = state.step % tuning.validate_every == 0 or state.step == state.total
+            if drift is not None and (state.brake.due(state.step, state.total) or judged):
+                scalars["drift/kl"] = kl = drift.keep()
+                left = sum(rate(tuning, step, state.total) for step in range(state.step, state.total))
+                state.brake.adjust(kl, drift.limit, left)
+            if judged:
                 scalars |= (scores := validate())
                 items.train()
                 _judge(state, scores["valid/joint"], checkpoints, items, method)

@@ -58,6 +58,9 @@ class Method(Protocol):
     def weights(self) -> dict[str, Tensor]:
         """The tensors training has changed, by name: what a checkpoint must hold."""
 
+    def pull(self, start: dict[str, Tensor], keep: float) -> None:
+        """Scale the change since `start` (what `weights` returned then, cloned) by `keep`."""
+
     def observations(self) -> tuple[dict[str, float], list[dict[str, float | str]]]:
         """Scalars to log, and one row per layer; asked after steps that observe."""
 

@@ -15,7 +15,7 @@ from gemst.tuning.gates import Gate, Signals
 from gemst.tuning.methods import Facts
 from gemst.tuning.model import ItemModel
 from gemst.tuning.optimizer import Gems
-from gemst.tuning.parallel import mean_
+from gemst.tuning.parallel import local, mean_
 from gemst.tuning.subspace import attach, joined
 
 
@@ -81,6 +81,12 @@ class GemsMethod:
         found = {name: layer.weight.detach() for name, layer in self.attached.layers.items()}
         low = {name: layer.remainder for name, layer in self.attached.layers.items()}
         return found | {f"{name}.remainder": part for name, part in low.items() if part is not None}
+
+    def pull(self, start: dict[str, Tensor], keep: float) -> None:
+        for name, layer in self.attached.layers.items():
+            before = joined(local(start[name]), start.get(f"{name}.remainder"))
+            change = layer.exact() - (before.t() if layer.transposed else before)
+            layer.add(change, keep - 1)
 
     def observations(self) -> tuple[dict[str, float], list[dict[str, float | str]]]:
         """Gradient cosine between the tasks by layer, from shared-basis coefficients; captured energy; gates."""

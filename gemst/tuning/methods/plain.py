@@ -11,6 +11,7 @@ from gemst.config import Config
 from gemst.tuning.batches import Batch
 from gemst.tuning.methods import Facts
 from gemst.tuning.model import ItemModel
+from gemst.tuning.parallel import local
 
 
 class PlainMethod:
@@ -59,6 +60,10 @@ class PlainMethod:
 
     def weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.named.items()}
+
+    def pull(self, start: dict[str, Tensor], keep: float) -> None:
+        for name, tensor in self.weights().items():
+            local(tensor).lerp_(local(start[name]), 1 - keep)
 
     def observations(self) -> tuple[dict[str, float], list[dict[str, float | str]]]:
         return {}, []
