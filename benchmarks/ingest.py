@@ -89,27 +89,6 @@ def pipeline(raw: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def validation(raw: Path, out: Path) -> dict[str, Any]:
-    """Validate the tables, Data Docs included; the import of Great Expectations is not counted."""
-    import great_expectations  # noqa: F401
-
-    from gemst.config import Data
-    from gemst.data import expectations, sources, tables
-
-    loaded = sources.load(Data(source="table", path=raw))
-    tables.write_items(loaded.items, out / "tables/items.parquet")
-    tables.write_events(loaded.events, out / "tables/events.parquet")
-    del loaded
-    started = time.perf_counter()
-    report = expectations.validate(out / "tables", out / "validated", out / "quarantine", out / "validation")
-    return {
-        "events": report["rows_in"]["events"],
-        "expectations": report["expectations"],
-        "seconds": round(time.perf_counter() - started, 2),
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-    }
-
-
 def row_loop(raw: Path) -> dict[str, list[dict[str, Any]]]:
     """The same rules, one row at a time in pandas: k-core, leave-last-out per user and task, strict histories."""
     import pandas as pd
@@ -214,11 +193,11 @@ def measure(kind: str, events: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=1_000_000, help="largest log")
-    parser.add_argument("--measure", choices=["pipeline", "validation", "compare"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=["pipeline", "compare"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        run = {"pipeline": pipeline, "validation": validation, "compare": compare}[arguments.measure]
+        run = {"pipeline": pipeline, "compare": compare}[arguments.measure]
         print(json.dumps(run(arguments.folder / "raw", arguments.folder / "out")))
         return
     sizes = sorted(
@@ -226,7 +205,6 @@ def main() -> None:
     )
     result = {
         "sizes": [measure("pipeline", size) for size in sizes],
-        "validation": measure("validation", min(arguments.events, 1_000_000)),
         "row_loop": measure("compare", ROW_LOOP_EVENTS),
     }
     print(json.dumps(result))

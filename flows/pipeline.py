@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
 
+from flows import data_docs
 from flows.commands import Outcome, run
 from gemst import assets, config, layout
 from gemst.errors import GemstError
@@ -91,6 +92,8 @@ def pipeline() -> State[Any]:
     for name in ("fetch", *stages(), "register"):
         step = {"fetch": fetch, "register": register}.get(name)
         state = step(return_state=True) if step else run_stage(name, return_state=True)
+        if name == "validate":
+            data_docs.publish(state.is_completed())
         if not state.is_completed():
             return Failed(message=f"{name}: {state.message}")
         states[name] = state.name or ""

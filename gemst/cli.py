@@ -224,8 +224,27 @@ def data_report(
     items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
     events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
     with atomic_file(out) as temporary:
-        temporary.write_text(report.html(items, events), encoding="utf-8")
+        temporary.write_text(report.html(items, events, _origin()), encoding="utf-8")
     print(out)
+
+
+def _origin() -> dict[str, str]:
+    """Where the tables come from and what became of the raw rows, as ingest and validate wrote it down."""
+    from gemst import layout
+    from gemst.data import account
+    from gemst.files import read_json
+
+    raw, report = layout.TABLES / "ingest.json", layout.VALIDATION / "report.json"
+    if not raw.exists() or not report.exists():
+        return {}
+    ingested, validated = read_json(raw), read_json(report)
+    rows = account.lines(ingested["rows_in"], validated["rows_out"], ingested["dropped"], validated["quarantined"])
+    return {
+        **ingested["mapping"],
+        **dict(line.split(": ", 1) for line in rows),
+        **{f"dropped, {rule}": f"{count:,}" for rule, count in ingested["dropped"].items()},
+        **{f"in quarantine, {reason}": f"{count:,}" for reason, count in validated["quarantined"].items()},
+    }
 
 
 def _tables_of(revision: str, folder: Path) -> Path:

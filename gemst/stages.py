@@ -32,9 +32,13 @@ def ingest(config: Config) -> Summary:
         with atomic_folder(layout.TABLES) as folder:
             tables.write_items(loaded.items, folder / "items.parquet")
             tables.write_events(loaded.events, folder / "events.parquet")
-            write_json(folder / "ingest.json", {"rows_in": loaded.rows_in, "dropped": loaded.dropped})
+            write_json(
+                folder / "ingest.json",
+                {"rows_in": loaded.rows_in, "dropped": loaded.dropped, "mapping": loaded.mapping},
+            )
         summary.written |= {"items": len(loaded.items), "events": len(loaded.events)}
         summary.notes += account.lines(loaded.rows_in, loaded.rows_out, loaded.dropped)
+        summary.notes += [f"{column}: {origin}" for column, origin in loaded.mapping.items() if "proxy" in origin]
     return summary
 
 

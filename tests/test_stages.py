@@ -55,6 +55,10 @@ def test_the_chain_ends_with_a_champion_and_the_same_numbers_everywhere(ran: Pat
     assert logged.metrics["test/search/ndcg_at_10"] == metrics["model"]["search"]["ndcg@10"]
     assert logged.params["tuning.rank"] == "4"
     assert "<html" in (layout.EVALUATION / "report.html").read_text()
+    from mlflow.artifacts import list_artifacts
+
+    docs = {file.path for file in list_artifacts(run_id=run["run_id"], artifact_path="validation/docs")}
+    assert {"validation/docs/index.html", "validation/docs/validations"} <= docs
 
 
 def test_old_vocabulary_and_norms_keep_their_bits_and_linears_move(ran: Path, monkeypatch) -> None:

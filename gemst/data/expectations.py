@@ -47,9 +47,7 @@ def validate(tables: Path, validated: Path, quarantine: Path, validation: Path) 
     previous = _accepted(validation)
     with atomic_folder(validation) as folder:
         outcome = _great_expectations(items, marked, profile, previous, now, folder / "docs")
-        failed = sorted(
-            name + (f" ({bad} rows do not)" if bad else "") for name, (holds, bad) in outcome.items() if not holds
-        )
+        failed = sorted(_failure(name, bad, profile) for name, (holds, bad) in outcome.items() if not holds)
         report = {
             "rows_in": {"items": len(items), "events": len(events)},
             "rows_out": {"items": len(good_items), "events": len(good_events)},
@@ -72,6 +70,14 @@ def validate(tables: Path, validated: Path, quarantine: Path, validation: Path) 
         write_items(good_items, folder / "items.parquet")
         write_events(good_events, folder / "events.parquet")
     return report
+
+
+def _failure(name: str, bad: int, profile: dict[str, Any]) -> str:
+    """An expectation that fails, and by how much."""
+    suite, _, said = name.partition(": ")
+    if suite == "versions":
+        return f"{name}, but is {profile[said.split()[0]]}" if "last version" in said else name
+    return f"{name} ({bad:,} rows do not)" if bad else name
 
 
 def _accepted(validation: Path) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import base64
 import html as markup
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = {RECOMMENDATION: "#3b6ea5", SEARCH: "#c8693a"}
+# up to so many days of log, a bar is that long
+_PERIODS = [(3, "1h", "hour"), (90, "1d", "day"), (700, "1w", "week"), (3650, "1mo", "month"), (10**6, "1q", "quarter")]
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:left;border-bottom:1px solid #ddd}
@@ -25,11 +27,13 @@ figure{margin:1.5rem 0}img{max-width:100%}figcaption{color:#555}
 """
 
 
-def html(items: pl.DataFrame, events: pl.DataFrame) -> str:
-    """The page for canonical tables: sizes, plots and the commonest queries. Titles and queries are escaped."""
-    sizes = {name: value for name, value in profile(items, events).items() if value is not None}
+def html(items: pl.DataFrame, events: pl.DataFrame, origin: dict[str, str] | None = None) -> str:
+    """The page for canonical tables: sizes, plots and the commonest queries. Titles and queries are escaped.
+
+    `origin` says where the tables come from and what became of the raw rows, in words; it stands above the plots.
+    """
     plots: list[tuple[str, str, Callable[[Axes, pl.DataFrame], None]]] = [
-        ("Events over time", "Events per interval and task. A gap or a cliff is worth a question.", _over_time),
+        ("Events over time", "A gap or a cliff is worth a question.", _over_time),
         (
             "History lengths",
             "Users by their number of events. Short histories leave a model little to go by.",
@@ -39,7 +43,9 @@ def html(items: pl.DataFrame, events: pl.DataFrame) -> str:
         ("Query lengths", "Search events by words in the query.", _queries),
         ("Search and recommendation per user", _overlap_text(events), _overlap),
     ]
-    parts = [f"<h1>The data</h1><table>{''.join(_row(name, value) for name, value in sizes.items())}</table>"]
+    parts = [f"<h1>The data</h1><table>{''.join(_row(*size) for size in _sizes(items, events))}</table>"]
+    if origin:
+        parts.append(f"<h2>Where it comes from</h2><table>{''.join(_row(*line) for line in origin.items())}</table>")
     for title, caption, draw in plots:
         source = _figure(draw, events)
         parts.append(
@@ -54,6 +60,26 @@ def html(items: pl.DataFrame, events: pl.DataFrame) -> str:
     return f'<!DOCTYPE html><html lang="en"><head>{head}</head><body>{body}</body></html>'
 
 
+def _sizes(items: pl.DataFrame, events: pl.DataFrame) -> list[tuple[str, object]]:
+    facts: dict[str, Any] = profile(items, events)
+    met = events["item_id"].n_unique()
+    sizes: list[tuple[str, object]] = [("items", facts["items"])]
+    sizes.append(("items with an event", f"{met:,} ({met / max(facts['items'], 1):.1%})"))
+    if events.is_empty():
+        return [*sizes, ("events", 0)]
+    tasks = dict(events["task"].value_counts().iter_rows())
+    return [
+        *sizes,
+        ("users", facts["users"]),
+        ("events", facts["events"]),
+        *((f"{task} events", f"{tasks.get(task, 0):,} ({tasks.get(task, 0) / facts['events']:.1%})") for task in TASKS),
+        ("from, to (UTC)", f"{facts['oldest'][:16].replace('T', ' ')}, {facts['newest'][:16].replace('T', ' ')}"),
+        ("different queries", events["query"].drop_nulls().n_unique()),
+        ("words in a query, mean", f"{facts['query_words'] or 0:.2f}"),
+        ("the top item's share of events", f"{facts['top_item_share']:.2%}"),
+    ]
+
+
 def _row(name: object, value: object) -> str:
     shown = f"{value:,}" if isinstance(value, int) else str(value)
     return f"<tr><th>{markup.escape(str(name))}</th><td>{markup.escape(shown)}</td></tr>"
@@ -65,6 +91,7 @@ def _figure(draw: Callable[[Axes, pl.DataFrame], None], events: pl.DataFrame) ->
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     draw(axes, events)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
@@ -73,13 +100,22 @@ def _figure(draw: Callable[[Axes, pl.DataFrame], None], events: pl.DataFrame) ->
 
 
 def _over_time(axes: Axes, events: pl.DataFrame) -> None:
-    time = events["timestamp"].dt.epoch("ms").to_numpy()
-    edges = np.linspace(time.min(), time.max() + 1, 61) if len(time) else np.arange(2.0)
-    for task in TASKS:
-        counts, _ = np.histogram(time[(events["task"] == task).to_numpy()], edges)
-        axes.stairs(counts, edges.astype("datetime64[ms]"), label=task, color=_COLOURS[task])
-    axes.set_ylabel("events")
-    axes.legend(frameon=False)
+    """Bars of whole days, weeks, months or quarters: dates that are known to the month alone must not make spikes."""
+    oldest: Any = events["timestamp"].min()
+    newest: Any = events["timestamp"].max()
+    days = (newest - oldest).days if len(events) else 0
+    every, unit = next((every, unit) for longest, every, unit in _PERIODS if days <= longest)
+    counts = events.select("task", start=pl.col("timestamp").dt.truncate(every)).group_by("task", "start").len()
+    if len(counts):
+        first: Any = counts["start"].min()
+        edges = pl.datetime_range(first, newest, every, time_unit="ms", time_zone="UTC", eager=True)
+        ends = pl.concat([edges, edges.tail(1).dt.offset_by(every)])
+        for task in TASKS:
+            mine = edges.to_frame("start").join(counts.filter(task=task), on="start", how="left", maintain_order="left")
+            heights = mine["len"].fill_null(0).to_numpy()
+            axes.stairs(heights, ends.dt.replace_time_zone(None).to_numpy(), label=task, color=_COLOURS[task])
+        axes.legend(frameon=False)
+    axes.set_ylabel(f"events per {unit}")
 
 
 def _lengths(axes: Axes, events: pl.DataFrame) -> None:
@@ -88,6 +124,7 @@ def _lengths(axes: Axes, events: pl.DataFrame) -> None:
     edges = sorted({*np.geomspace(1, most + 1, 40).round().tolist()})
     axes.hist(lengths, bins=edges, color="#666")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel(f"events of a user (median {np.median(lengths) if len(lengths) else 0:.0f})")
     axes.set_ylabel("users")
 
@@ -98,6 +135,8 @@ def _popularity(axes: Axes, events: pl.DataFrame) -> None:
         if len(counts):
             rank = np.unique(np.geomspace(1, len(counts), 500).astype(int))
             axes.loglog(rank, counts[rank - 1], label=task, color=_COLOURS[task])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("rank of the item")
     axes.set_ylabel("events")
     axes.legend(frameon=False)
@@ -106,7 +145,8 @@ def _popularity(axes: Axes, events: pl.DataFrame) -> None:
 def _queries(axes: Axes, events: pl.DataFrame) -> None:
     words = events["query"].drop_nulls().str.split(" ").list.len().clip(upper_bound=20).to_numpy()
     axes.hist(words, bins=[n + 0.5 for n in range(21)], color=_COLOURS[SEARCH])
-    axes.set_xlabel("words (20 stands for 20 and more)")
+    axes.set_xticks([1, *range(5, 21, 5)], ["1", "5", "10", "15", "20+"])
+    axes.set_xlabel("words")
     axes.set_ylabel("search events")
 
 

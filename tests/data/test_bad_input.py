@@ -13,8 +13,9 @@ import polars as pl
 import pytest
 
 from gemst.config import Data
-from gemst.data import expectations, sources, tables
+from gemst.data import expectations, rules, sources, tables
 from gemst.errors import GemstError
+from tests.data.conftest import PROJECT
 
 GOOD = 600
 DROPPED, QUARANTINED, KEPT = "dropped", "quarantined", "kept"
@@ -285,3 +286,9 @@ def test_a_table_that_is_mostly_bad_stops_the_run(tmp_path):
         run(config, tmp_path)
     assert (tmp_path / "validation" / "docs" / "index.html").exists()
     assert not (tmp_path / "validated").exists()
+
+
+def test_the_documentation_names_every_reason():
+    text = (PROJECT / "docs" / "data.md").read_text(encoding="utf-8")
+    named = [rule.reason for rule in (*rules.item_rules(), *rules.event_rules(dt.datetime.now(dt.UTC)))]
+    assert [reason for reason in named if f"| {reason} |" not in text] == []

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
@@ -229,7 +232,61 @@ def test_blocks_on_disk_equal_the_table_in_memory(tmp_path, monkeypatch):
         assert_frame_equal(pl.read_parquet(tmp_path / f"{name}.parquet"), getattr(splits, name))
 
 
-def test_thread_count_does_not_matter(tmp_path):
+class Worker:
+    """A process of its own with a thread count of its own, which builds examples for the logs it is sent."""
+
+    SCRIPT = """
+import pickle, sys
+import polars as pl
+from gemst.data import examples
+from gemst.errors import GemstError
+while True:
+    try:
+        items, events, config = pickle.load(sys.stdin.buffer)
+    except EOFError:
+        break
+    try:
+        splits = examples.build(items, events, config, seed=3)
+        answer = pl.thread_pool_size(), splits.counts, [splits.train, splits.valid, splits.test]
+    except GemstError as error:
+        answer = pl.thread_pool_size(), str(error), []
+    pickle.dump(answer, sys.stdout.buffer)
+    sys.stdout.flush()
+"""
+
+    def __init__(self, threads: int) -> None:
+        environment = {"POLARS_MAX_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parents[2])}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+
+    def build(self, log: tuple[pl.DataFrame, pl.DataFrame], config: Data) -> tuple[int, Any, list[pl.DataFrame]]:
+        pickle.dump((*log, config), self.process.stdin)
+        self.process.stdin.flush()
+        return pickle.load(self.process.stdout)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[list[Worker]]:
+    """One thread, and five: more than this test's logs have use for, and not a divisor of anything."""
+    started = [Worker(1), Worker(5)]
+    yield started
+    for worker in started:
+        worker.process.kill()
+        worker.process.wait()
+
+
+@given(log=logs(), config=configs)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_thread_count_does_not_matter(workers, log, config):
+    (one, counts, tables), (five, same_counts, same_tables) = (worker.build(log, config) for worker in workers)
+    assert (one, five) == (1, 5)
+    assert counts == same_counts
+    for table, same in zip(tables, same_tables, strict=True):
+        assert_frame_equal(table, same)
+
+
+def test_thread_count_does_not_change_the_bytes_of_a_larger_log(tmp_path):
     script = """
 import sys
 from pathlib import Path

@@ -91,7 +91,7 @@ def test_next_version_is_compared_with_the_last_accepted_one(tmp_path):
     assert grown["accepted"]["events"] == 90
     before = (tmp_path / "validated" / "events.parquet").read_bytes()
     for _ in range(2):  # a refused version does not become the measure of the next
-        with pytest.raises(GemstError, match=r"events is near the last version's \(90\).*delete"):
+        with pytest.raises(GemstError, match=r"events is near the last version's \(90\), but is 30.*delete"):
             validate(tmp_path, *log(30))
     assert (tmp_path / "validated" / "events.parquet").read_bytes() == before
     assert json.loads((tmp_path / "validation" / "report.json").read_text())["accepted"]["events"] == 90
