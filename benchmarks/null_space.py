@@ -51,10 +51,16 @@ OURS = {
 }  # fmt: skip
 
 
+# An SVD per subspace and layer is too slow for the whole network: these two tune three of its thirty blocks.
+PART = r"layers\.(0|10|20)\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
+
+
 def configured(base: Config, fidelity: str, precision_: str, gate: str) -> Config:
     tree = base.model_dump()
     tree["tuning"] |= {**OURS, "method": "gems", "fidelity": fidelity, "precision": precision_}
     tree["tuning"]["gates"] |= {"kind": gate}
+    if fidelity != "default":
+        tree["tuning"]["modules"] = PART
     tree["null_space"]["side"] = "output" if fidelity == "released" else "input"
     return Config.model_validate(tree)
 
@@ -76,20 +82,20 @@ def tuned_leaks(config: Config, space: Path, steps: int, minutes: float, name: s
     """At most `steps` steps and `minutes` of the whole backbone; leaks on the input side of every layer."""
     torch.manual_seed(config.seed)
     model, tokenizer = backbone.load(config.backbone)
+    before = {name: module.weight.detach().clone() for name, module in matching(model, config.tuning.modules).items()}
     if config.tuning.fidelity == "released":  # its own projectors; leaks are judged on the input side all the same
         calibration, _ = general_text.split(config.null_space.corpus)
         folder = Path(tempfile.mkdtemp())
         null_space.build(
             model, tokenizer, matching(model, config.tuning.modules), calibration,
-            config.null_space.model_copy(update={"tokens": 4096}), folder / "p",
+            config.null_space.model_copy(update={"tokens": 2048}), folder / "p",
         )  # fmt: skip
-    spaces, _ = null_space.load(space, model)
+    spaces = {name: found for name, found in null_space.load(space, model)[0].items() if name in before}
     ids = item_ids.load(layout.ITEM_IDS)
     items = tables.read_items(layout.VALIDATED / "items.parquet")
     rows = start_rows(model, tokenizer, ids, items)
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, rows, rows * config.tuning.item_scale)
     model.set_attn_implementation("eager")
-    before = {name: module.weight.detach().clone() for name, module in matching(model, config.tuning.modules).items()}
     prompter = Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, config.data.max_history)
     stream = both_tasks(make_batches(config, pl.read_parquet(layout.EXAMPLES / "train.parquet"), prompter, None))
     item_model = ItemModel(model, first, ids.level_sizes, False)

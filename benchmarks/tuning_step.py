@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gemst.backbone import hidden
 from gemst.config import Backbone, Gates, Tuning
+from gemst.progress import peak_mib as own_peak_mib
 from gemst.tuning.gates import Gate
 from gemst.tuning.norm import freeze_norms
 from gemst.tuning.optimizer import Gems
@@ -66,7 +67,7 @@ def row_losses(model: nn.Module, ids: Tensor, bf16: bool) -> Tensor:
     """Mean log-probability loss of each row, from the last four positions."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         extra = {"decoder_input_ids": ids[:, :16]} if model.config.is_encoder_decoder else {"use_cache": False}
-        states = model.base_model(input_ids=ids, **extra).last_hidden_state[:, -4:]
+        states = hidden(model, input_ids=ids, attention_mask=torch.ones_like(ids), **extra)[:, -4:]
         logits = states @ model.get_output_embeddings().weight[:2000].to(states.dtype).t()
     return (
         nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, -4:].flatten() % 2000, reduction="none")
@@ -176,7 +177,7 @@ def main() -> None:
         step = prepare(*arguments.peak)
         for _ in range(3):
             step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(own_peak_mib())
         return
     results = {}
     for name in arguments.only:

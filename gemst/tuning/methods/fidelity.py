@@ -113,7 +113,7 @@ class FidelityMethod(FullMethod):
 
     def _optimizer(self) -> torch.optim.Optimizer:
         tuning = self.tuning
-        projectors = {self.named[name]: space for name, space in self.spaces.items()}
+        projectors = {self.named[name]: space for name, space in self.spaces.items() if name in self.named}
         return SubspaceAdamW(
             self._groups(), projectors, {self.named[name] for name in self.kept_transposed},
             released=tuning.fidelity == "released", rank=tuning.rank, refresh_every=tuning.refresh_every,
