@@ -24,7 +24,7 @@ h2 { font-size:19px; margin:0 0 6px; letter-spacing:-.01em } h3 { font-size:15px
 .card b { display:block; font-size:26px; letter-spacing:-.02em; font-variant-numeric:tabular-nums }
 .card span { color:var(--muted); font-size:13px } .card small { display:block; color:var(--muted); font-size:12.5px }
 .scroll { overflow-x:auto } figure { margin:12px 0 0 } figure img { width:100%; height:auto; display:block }
-.pair { display:grid; grid-template-columns:repeat(auto-fit,minmax(380px,1fr)); gap:18px }
+.pair { display:grid; grid-template-columns:repeat(auto-fill,minmax(380px,1fr)); gap:18px }
 table { border-collapse:collapse; width:100%; font-size:14px; font-variant-numeric:tabular-nums }
 th { text-align:left; color:var(--muted); font-weight:600; font-size:12.5px }
 th, td { padding:7px 10px; border-bottom:1px solid var(--line); white-space:nowrap } td.n, th.n { text-align:right }
