@@ -1,4 +1,4 @@
-"""New items for a tuned model, without training: an ID each and, for atomic IDs, rows guessed from their text."""
+"""New items for a tuned model, without training: an ID each and, for atomic IDs, rows made from their text."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch import Tensor
 from gemst.tuning.rows import item_texts
 
 if TYPE_CHECKING:
+    from gemst.backbone import Tuned
     from gemst.config import Config
 
-_PENALTIES = torch.logspace(-4, 4, 33, dtype=torch.float64)  # tried by `predict`, times the mean squared singular value
+_SAMPLE = 256  # trained items whose titles the model is asked for, to learn the mean answer
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,8 @@ def append(model: Path, items: pl.DataFrame, config: Config, out: Path) -> Appen
 
     IDs are a new generation of the model's own (`gemst.item_ids.build`): published ones stay, items that are gone from
     `items` are retired. Semantic IDs are made of codes that the model knows already, so not one weight changes. An
-    atomic ID is a new token: its input and output rows are predicted from the item's text by the ridge regression that
-    best predicts the trained rows from theirs (`predict`); every other weight keeps its bits. Raises GemstError when
-    the items do not fit the model's code space.
+    atomic ID is a new token with an input and an output row (`_rows`); every other weight keeps its bits. Raises
+    GemstError when the items do not fit the model's code space.
     """
     from gemst import backbone, item_ids
     from gemst.files import atomic_folder, read_json, write_json
@@ -48,15 +49,8 @@ def append(model: Path, items: pl.DataFrame, config: Config, out: Path) -> Appen
         ids = item_ids.load(folder / "item_ids")
         known = len(tuned.ids.tokens)
         if len(ids.tokens) > known:
-            named = pl.DataFrame({"item_id": ids.item_id}).join(items, on="item_id", how="left", maintain_order="left")
-            text = backbone.text_rows(tuned.model, tuned.tokenizer, item_texts(named))
-            listed = torch.from_numpy(ids.active[:known])  # the text of retired items is gone
-            trained = slice(tuned.first, tuned.first + known)
-            rows = [
-                predict(text[:known][listed], weight[trained].detach()[listed], text[known:])
-                for weight in (backbone.vocabulary(tuned.model), backbone.output_head(tuned.model).weight)
-            ]
-            backbone.add_item_tokens(tuned.model, tuned.tokenizer, ids.tokens[known:], rows[0], rows[1])
+            rows_in, rows_out = _rows(tuned, items, ids.item_id[known:])
+            backbone.add_item_tokens(tuned.model, tuned.tokenizer, ids.tokens[known:], rows_in, rows_out)
         backbone.save(tuned.model, tuned.tokenizer, folder)
         write_json(folder / "gemst.json", read_json(model / "gemst.json"))
     was_active = int(tuned.ids.active.sum())
@@ -64,24 +58,47 @@ def append(model: Path, items: pl.DataFrame, config: Config, out: Path) -> Appen
     return Appended(new, was_active + new - quality["items"], quality["items"])
 
 
-def predict(text: Tensor, trained: Tensor, new: Tensor) -> Tensor:
-    """Rows (m, d) that a model would have for texts `new` (m, d), given `trained` (n, d) rows of texts `text` (n, d).
+def _rows(tuned: Tuned, items: pl.DataFrame, new: list[str]) -> tuple[Tensor, Tensor]:
+    """Input and output rows (len(new), d) of the items `new`.
 
-    Ridge regression about the means, its penalty chosen by generalised cross-validation. The predictions' mean distance
-    from the mean row is then that of the trained rows: a regression alone shrinks them, and such items would never win.
+    Where a row lies from the mean trained row says what tells the item apart: for the input its text, as at the start
+    of tuning; for the output the state in which the model itself answers a search for the item's title.
     """
-    x, y = text.double(), trained.double()
-    centre, level = x.mean(0), y.mean(0)
-    left, values, right = torch.linalg.svd(x - centre, full_matrices=False)
-    target = left.T @ (y - level)
-    energy = values.square()
-    rest = (y - level).square().sum() - target.square().sum()  # what no penalty can explain
-    errors = []
-    for penalty in (penalties := _PENALTIES * energy.mean()):
-        kept = energy / (energy + penalty)
-        missed = ((1 - kept)[:, None] * target).square().sum() + rest
-        errors.append(float(missed / (len(x) - kept.sum()).square()))
-    kept = values / (energy + penalties[min(range(len(errors)), key=errors.__getitem__)])
-    away = (new.double() - centre) @ right.T @ (kept[:, None] * target)
-    norm = (y - level).norm(dim=1).mean() / away.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return (level + away * norm).to(trained.dtype)
+    from gemst import backbone
+
+    ids = tuned.ids
+    known = pl.DataFrame({"item_id": ids.item_id}).with_row_index("row").filter(pl.Series(ids.active))
+    listed = known.join(items, on="item_id", how="inner", maintain_order="left")
+    fresh = pl.DataFrame({"item_id": new}).join(items, on="item_id", how="left", maintain_order="left")
+    tokens = torch.from_numpy(listed["row"].to_numpy().astype("int64")) + tuned.first
+    words = [backbone.text_rows(tuned.model, tuned.tokenizer, item_texts(table)) for table in (listed, fresh)]
+    sample = listed.sample(min(_SAMPLE, len(listed)), seed=0)
+    answers = [_answers(tuned, table["title"]) for table in (sample, fresh)]
+    inputs, head = backbone.vocabulary(tuned.model).detach(), backbone.output_head(tuned.model).weight.detach()
+    return place(inputs[tokens], *words), place(head[tokens], *answers)
+
+
+@torch.inference_mode()
+def _answers(tuned: Tuned, titles: pl.Series) -> Tensor:
+    """States (len(titles), d) float32 that predict the ID when a user without history searches for a title."""
+    from gemst.ranking.context import encode
+    from gemst.ranking.ranker import batches
+
+    asked = pl.DataFrame({"query": titles}).select("query", history=pl.lit([], dtype=pl.List(pl.String)))
+    prompts = tuned.prompter.encode(asked)
+    states = torch.zeros(len(prompts), tuned.model.config.hidden_size)
+    for batch in batches(prompts, _BATCH):
+        found = encode(tuned.model, [prompts[row] for row in batch], branches=False).states
+        states[torch.from_numpy(batch)] = found.float().cpu()
+    return states
+
+
+def place(trained: Tensor, known: Tensor, new: Tensor) -> Tensor:
+    """Rows (m, d): the mean of the `trained` rows, moved the way `new` (m, d) differ from the mean of `known`.
+
+    All of them lie as far from the mean as trained rows do on average, so that they neither drown nor drown others.
+    """
+    mean = trained.mean(0)
+    away = new.clone() - known.mean(0)
+    length = (trained - mean).norm(dim=1).mean()
+    return mean + away * (length / away.norm(dim=1, keepdim=True).clamp(min=1e-12))

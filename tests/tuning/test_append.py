@@ -16,7 +16,7 @@ from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.files import write_json
 from gemst.ranking import rank
-from gemst.tuning.append import append, predict
+from gemst.tuning.append import append, place
 from tests.ranking.tiny import FAMILIES, tokenizer
 
 WORDS = ["comedy", "drama", "old", "film"]
@@ -90,15 +90,21 @@ def test_an_atomic_append_adds_rows_and_keeps_every_old_bit(family: str, tmp_pat
     assert max(spelled) < after.first  # a new token cannot be spelt by a query either
 
 
-def test_rows_of_a_new_item_resemble_those_of_its_twin(tmp_path: Path) -> None:
-    """The last items repeat the titles of earlier ones, so their rows are known: those that follow from the text."""
-    model = tuned_model(tmp_path / "model", "atomic", "llama")
-    append(model, catalogue(20), configured("atomic"), tmp_path / "grown")
+@pytest.mark.parametrize("family", ["llama", "t5", "gpt2"])
+def test_a_new_item_answers_to_its_title_and_its_input_row_to_its_text(family: str, tmp_path: Path) -> None:
+    now = pl.concat(
+        [catalogue(16), catalogue(20)[16:].with_columns(title=pl.Series(["the the a", "a old .", ": ,", "film film"]))]
+    )
+    model = tuned_model(tmp_path / "model", "atomic", family)
+    append(model, now, configured("atomic"), tmp_path / "grown")
     after = backbone.load_tuned(tmp_path / "grown")
-    for weight in (backbone.vocabulary(after.model), backbone.output_head(after.model).weight):
-        rows = weight[after.first : after.first + 20].detach()
-        rows = rows - rows[:16].mean(0)
-        assert (cosine_similarity(rows[16:], rows[:4]) > 0.99).all()
+    for row in range(16, 20):
+        found = rank(after, ask([], now["title"][row]), 20, Config().ranking)["item_id"].to_list()
+        assert next(item for item in found if item in now["item_id"][16:]) == f"i{row}"
+    text = backbone.text_rows(after.model, after.tokenizer, now["title"].to_list())
+    rows = backbone.vocabulary(after.model)[after.first : after.first + 20].detach()
+    away, meant = rows[16:] - rows[:16].mean(0), text[16:] - text[:16].mean(0)
+    assert (cosine_similarity(away, meant) > 0.999).all()
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
@@ -120,13 +126,10 @@ def test_a_full_code_space_leaves_the_model_as_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "grown").exists()
 
 
-def test_predicted_rows_follow_the_text_as_trained_rows_do() -> None:
+def test_placed_rows_lie_as_far_from_the_mean_as_trained_ones() -> None:
     generator = torch.Generator().manual_seed(0)
-    text = torch.randn(320, 24, generator=generator)
-    truth = text @ torch.randn(24, 24, generator=generator) + 5
-    noisy = truth + 2 * torch.randn(320, 24, generator=generator)
-    guessed = predict(text[:300], noisy[:300], text[300:])
-    centre = noisy[:300].mean(0)
-    assert (cosine_similarity(guessed - centre, truth[300:] - centre) > 0.95).all()
-    noise = predict(text[:300], torch.randn(300, 24, generator=generator), text[300:])
-    assert noise.isfinite().all()
+    trained = 3 * torch.randn(50, 8, generator=generator) + 5
+    known, new = (torch.randn(n, 8, generator=generator) - 2 for n in (50, 4))
+    rows = place(trained, known, new) - trained.mean(0)
+    torch.testing.assert_close(rows.norm(dim=1), (trained - trained.mean(0)).norm(dim=1).mean().expand(4))
+    assert (cosine_similarity(rows, new - known.mean(0)) > 0.9999).all()
