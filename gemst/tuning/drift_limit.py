@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from gemst.tuning.parallel import Processes
 
 _TOKENS, _LENGTH, _CHUNK = 1024, 256, 256
-_FIRST, _APART, _GROWTH = 0.05, 0.15, 1.6  # first check and largest gap, as shares of the run; growth of the gaps
+_FIRST, _GROWTH, _APART = 4, 1.6, 0.15  # step of the first check, growth of the gaps, largest gap as a share of the run
 _POWER = 0.75  # drift in norm grows like path ** p: 1 along a straight line, 1/2 for a random walk
-_AIM = 0.95  # of the limit, in norm: what is measured here is a sample of general text
+_AIM = 0.95  # of the limit, in norm, at the end of the run: what is measured here is a sample of general text
+_BACK = 0.7  # of the limit, in norm, after a pull: half the KL is left for the rest of the run
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Brake:
     def due(self, step: int, total: int) -> bool:
         """Whether drift is to be measured after `step` of `total` steps; sets the time of the next check."""
         if self.next_check == 0:
-            self.next_check = max(1, round(_FIRST * total))
+            self.next_check = min(_FIRST, total)
         if step < self.next_check:
             return False
         self.next_check = max(step + 1, round(min(step * _GROWTH, step + _APART * total)))
@@ -92,8 +93,7 @@ class DriftLimit:
         """Pull the weights back as far as the limit asks; returns the KL they end at."""
         kl = self.measure()
         while kl > self.limit:
-            # KL grows with the square of dW; the margin makes a second round rare.
-            self.method.pull(self.start, _AIM * math.sqrt(self.limit / kl))
+            self.method.pull(self.start, _BACK * math.sqrt(self.limit / kl))  # KL grows with the square of dW
             kl = self.measure()
         return kl
 

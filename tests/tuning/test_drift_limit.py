@@ -56,6 +56,7 @@ def test_a_run_ends_inside_its_limit(tmp_path: Path, train, prompter, method: st
     assert limit / 20 < held <= limit  # held back, not undone
     assert max(values(state, "drift/kl").values()) <= limit
     half = state.total // 2
+    assert sum(value > 0 for value in values(state, "lr").values()) > 0.8 * state.total  # it never stands still
     assert values(state, "lr")[half] / 2e-2 < values(state, "lr_items")[half] / 1e-2  # item rows go on at full speed
 
 
@@ -100,9 +101,9 @@ def test_text_that_holds_nothing_is_refused() -> None:
 def test_checks_start_early_and_never_lie_far_apart() -> None:
     brake = Brake()
     checks = [step for step in range(1, 201) if brake.due(step, 200)]
-    assert checks[0] == 10
+    assert checks[0] == 4
     assert max(b - a for a, b in pairwise(checks)) <= 30
-    assert len(checks) <= 10
+    assert len(checks) <= 12
 
 
 @pytest.mark.parametrize(
