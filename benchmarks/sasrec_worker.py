@@ -51,7 +51,8 @@ def main() -> None:
     asked = {name: dataset(inputs / f"{name}-{trial['window']}.parquet") for name in ("valid", "test")}
     model = SASRecModel(
         n_blocks=trial["blocks"], n_heads=4, n_factors=trial["factors"], dropout_rate=trial["dropout"], lr=trial["lr"],
-        session_max_len=trial["window"], loss="softmax", batch_size=128, get_trainer_func=trainer,
+        session_max_len=trial["window"], loss=trial["loss"], n_negatives=trial["negatives"],
+        batch_size=128, get_trainer_func=trainer,
     )  # fmt: skip
     seconds, spent, done = {}, 0.0, 0
     for mark in trial["marks"]:
