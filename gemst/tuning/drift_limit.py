@@ -28,6 +28,7 @@ _TOKENS, _LENGTH, _CHUNK = 1024, 256, 256
 _FIRST, _GROWTH, _APART = 4, 1.6, 0.15  # step of the first check, growth of the gaps, largest gap as a share of the run
 _POWER = 0.75  # drift in norm grows like path ** p: 1 along a straight line, 1/2 for a random walk
 _AIM = 0.95  # of the limit, in norm, at the end of the run: what is measured here is a sample of general text
+_FAR = 0.3  # of the limit, in norm: below, nothing is foretold, for Adam's first steps are much longer than the rest
 _BACK = 0.7  # of the limit, in norm, after a pull: half the KL is left for the rest of the run
 
 
@@ -54,12 +55,14 @@ class Brake:
     def adjust(self, kl: float, limit: float, remaining: float) -> None:
         """Set the factor so that `remaining` (the sum of the schedule's factors still to come) ends at the limit.
 
-        With r = sqrt(kl / limit) after a path s, and r growing like s ** p, a path of s r^(-1/p) reaches r = 1.
+        With r = sqrt(kl / limit) after a path s, and r growing like s ** p, a path of s r^(-1/p) reaches r = 1. Far
+        from the limit the factor is 1.
         """
         reached = math.sqrt(max(kl, 0.0) / limit) / _AIM
-        if reached == 0 or remaining <= 0:
-            return
-        self.factor = min(1.0, max(0.0, self.path * (reached ** (-1 / _POWER) - 1) / remaining))
+        if reached < _FAR or remaining <= 0:
+            self.factor = 1.0
+        else:
+            self.factor = min(1.0, max(0.0, self.path * (reached ** (-1 / _POWER) - 1) / remaining))
 
 
 class DriftLimit:

@@ -108,11 +108,11 @@ def test_checks_start_early_and_never_lie_far_apart() -> None:
 
 @pytest.mark.parametrize(
     ("kl", "expected"),
-    [(0.0, 1.0), (1e-6, 1.0), (0.01, 0.0), (0.02, 0.0)],
+    [(0.0, 1.0), (0.0007, 1.0), (0.01, 0.0), (0.02, 0.0)],
 )
 def test_the_factor_by_what_is_left(kl: float, expected: float) -> None:
     brake = Brake(path=10.0)
-    brake.adjust(kl, 0.01, remaining=10.0)
+    brake.adjust(kl, 0.01, remaining=1000.0)
     assert brake.factor == pytest.approx(expected, abs=1e-6)
 
 
