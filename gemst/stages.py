@@ -139,7 +139,7 @@ def tune(config: Config) -> Summary:
         general: list[str] = []
         if config.tuning.drift_limit is not None:
             calibration, _ = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
-            general = calibration[::-1]  # the null space was taken from the other end
+            general = general_text.stretches(calibration[::-1])  # the null space was taken from the other end
         _set_threads(config)
         with registry.live(config) if processes.first else nullcontext() as run:
             outcome = tuning.run(

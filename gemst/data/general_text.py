@@ -32,3 +32,12 @@ def split(path: Path) -> tuple[list[str], list[str]]:
     if not calibration or not heldout:
         raise GemstError(f"{path} has too few articles to hold some out ({len(table)})", "Use a larger general corpus")
     return calibration, heldout
+
+
+def stretches(texts: list[str], skip: int = 2000, length: int = 1200) -> list[str]:
+    """A stretch of `length` characters from inside each text that is long enough: many texts in few tokens.
+
+    Beginnings and lists drift several times as much as running text, so a few whole articles make a poor sample. Where
+    no text is long enough, the texts themselves.
+    """
+    return [text[skip : skip + length] for text in texts if len(text) >= skip + length] or texts

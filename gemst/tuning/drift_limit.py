@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gemst.tuning.model import ItemModel
     from gemst.tuning.parallel import Processes
 
-_TOKENS, _LENGTH, _CHUNK = 1024, 256, 256
+_TOKENS, _LENGTH, _CHUNK = 2048, 512, 256
 _FIRST, _GROWTH, _APART = 4, 1.6, 0.15  # step of the first check, growth of the gaps, largest gap as a share of the run
 _POWER = 0.75  # drift in norm grows like path ** p: 1 along a straight line, 1/2 for a random walk
 _AIM = 0.95  # of the limit, in norm, at the end of the run: what is measured here is a sample of general text

@@ -47,3 +47,8 @@ def test_damaged_corpus(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(GemstError, match="not readable"):
         general_text.split(tmp_path / "a.parquet")
+
+
+def test_stretches_come_from_inside_long_texts_and_short_ones_stand_in() -> None:
+    assert general_text.stretches(["a" * 2000 + "b" * 1300, "short"]) == ["b" * 1200]
+    assert general_text.stretches(["short"]) == ["short"]
