@@ -35,10 +35,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "ddp-llama-accumulate": {"family": "llama", "accumulate": 2, "rank": 4, **LEARNED},
     "ddp-t5-single": {"family": "t5", "levels": (6, 2), "rank": 2},
     "ddp-llama-more-processes-than-rows": {"family": "llama", "batch_tokens": 30, "rows": 1},
-    "ddp-full": {"family": "llama", "method": "full", "lr": 1e-3},
     "fsdp-llama-chain": {"family": "llama", "distributed": "fsdp", **LEARNED},
-    "fsdp-llama-accumulate": {"family": "llama", "distributed": "fsdp", "accumulate": 2, "rank": 4},
-    "fsdp-llama-checkpointing": {"family": "llama", "distributed": "fsdp", "checkpointing": True},
     "fsdp-t5-single": {"family": "t5", "levels": (6, 2), "rank": 2, "distributed": "fsdp"},
     "fsdp-gpt2-single": {"family": "gpt2", "rank": 4, "distributed": "fsdp"},
     "fsdp-full": {"family": "llama", "method": "full", "lr": 1e-3, "distributed": "fsdp"},
@@ -84,8 +81,6 @@ def run(name: str, folder: Path, steps: int = 20, break_at: int | None = None) -
     if rows:
         batches = OneRow(batches)
     tuning = config.tuning.model_copy(update={"epochs": steps / batches.steps_per_epoch(config.tuning.accumulate)})
-    if tuning.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     losses: list[tuple[float, ...]] = []
 
     def log(step: int, scalars: dict[str, float]) -> None:

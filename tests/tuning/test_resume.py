@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -21,8 +18,9 @@ from gemst import layout, stages
 from gemst.config import Config
 from gemst.files import read_json
 from tests import tiny_project
+from tests.launch import TWO_PROCESSES, python
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(900)  # processes have a patience of their own
 # What the killed process runs: `gemst tune`, and SIGKILL from inside at a chosen moment.
 DRIVER = """
 import os, signal, sys
@@ -77,14 +75,6 @@ def copied(start: Path, to: Path) -> Path:
     return Path(shutil.copytree(start, to))
 
 
-def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=200,
-        check=False,
-    )  # fmt: skip
-
-
 def curves(folder: Path) -> pl.DataFrame:
     return pl.read_parquet(folder / layout.TUNING / "curves.parquet").filter(pl.col("name") != "tokens_per_s")
 
@@ -130,12 +120,11 @@ def test_the_stage_in_two_sharded_processes_survives_a_kill_and_equals_one_proce
         backbone = read_json(root / "backbone" / "config.json") | {"attention_dropout": 0.0}
         (root / "backbone" / "config.json").write_text(json.dumps(backbone))
     (folder / "driver.py").write_text(DRIVER)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     settings = ("--set", "tuning.distributed=fsdp", "--set", "tuning.epochs=6", "--set", "tuning.checkpointing=true")
-    killed = python(folder, *torchrun, "driver.py", "step", "9", "tune", *settings)
+    killed = python(folder, *TWO_PROCESSES, "driver.py", "step", "9", "tune", *settings)
     assert killed.returncode != 0
     assert not (folder / layout.MODEL).exists()
-    ended = python(folder, *torchrun, "-m", "gemst.cli", "tune", *settings)
+    ended = python(folder, *TWO_PROCESSES, "-m", "gemst.cli", "tune", *settings)
     assert ended.returncode == 0, ended.stderr[-4000:]
     assert ended.stdout.count("tune: done") == 1  # the first process alone speaks
     monkeypatch.chdir(alone)
