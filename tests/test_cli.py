@@ -224,6 +224,6 @@ def test_ctrl_c_ends_without_a_traceback(project):
     assert process.stdout.readline() == "started\n"
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode != 0
     assert "Traceback" not in errors
