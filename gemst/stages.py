@@ -204,13 +204,10 @@ def evaluate(config: Config) -> Summary:
             with atomic_folder(layout.EVALUATION) as folder:
                 write_json(folder / "metrics.json", result.metrics)
                 result.per_query.write_parquet(folder / "per_query.parquet")
-                (folder / "report.md").write_text(report.markdown(result.metrics), encoding="utf-8")
-                page = report.html(
-                    result, items=items, test=frames["test"], curves=layout.TUNING / "curves.parquet",
-                    diagnostics=layout.TUNING / "diagnostics.parquet",
+                report.write(
+                    folder, result, items=items, test=frames["test"], tuning=layout.TUNING,
                     facts={"method": config.tuning.method, "backbone": config.backbone.name},
                 )  # fmt: skip
-                (folder / "report.html").write_text(page, encoding="utf-8")
         summary.read |= {name: len(frame) for name, frame in frames.items()}
         summary.written |= {"report": str(layout.EVALUATION / "report.html")}
         summary.notes.append(f"joint NDCG@10 {result.metrics['model']['joint']:.4f}")
