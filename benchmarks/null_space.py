@@ -94,7 +94,7 @@ def tuned_leaks(config: Config, space: Path, steps: int, minutes: float, name: s
     ids = item_ids.load(layout.ITEM_IDS)
     items = tables.read_items(layout.VALIDATED / "items.parquet")
     rows = start_rows(model, tokenizer, ids, items)
-    first = backbone.add_item_tokens(model, tokenizer, ids.tokens, rows, rows * config.tuning.item_scale)
+    first = backbone.add_item_tokens(model, tokenizer, ids.tokens, rows, rows * config.item_rows.scale)
     model.set_attn_implementation("eager")
     prompter = Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, config.data.max_history)
     stream = both_tasks(make_batches(config, pl.read_parquet(layout.EXAMPLES / "train.parquet"), prompter, None))

@@ -31,7 +31,7 @@ from gemst.registry.runs import name_cell
 from gemst.registry.store import DATABASE
 
 Say = Callable[[str], None]
-PREPARED = ("ingest", "validate", "split", "tokenize", "null-space")
+PREPARED = ("ingest", "validate", "split", "tokenize", "item-rows", "null-space")
 
 # Parameters that name a file or folder: linked into the cell's own folder under the same relative name.
 _PATHS = ("data.path", "backbone.name", "item_ids.encoder", "item_ids.extends", "null_space.corpus")

@@ -10,6 +10,7 @@ from gemst.config import Backbone
 from gemst.errors import GemstError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Linear
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,6 +74,18 @@ def output_head(model: PreTrainedModel) -> Linear:
 def is_encoder_decoder(model: PreTrainedModel) -> bool:
     """True for the T5 family, False for decoder-only models."""
     return bool(model.config.is_encoder_decoder)
+
+
+def decoder_start(model: PreTrainedModel) -> int | None:
+    """The first token of an encoder-decoder's decoder; None for decoder-only models."""
+    return model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
+
+
+def settle(model: PreTrainedModel, device: torch.device) -> None:
+    """Move the model to `device`, with the attention that is fastest there for rows of a few hundred tokens."""
+    if device.type == "cpu" and not is_encoder_decoder(model):
+        model.set_attn_implementation("eager")  # torch's fused attention is 2-4 times slower on CPU at these lengths
+    model.to(device)  # type: ignore[arg-type]
 
 
 def add_item_tokens(

@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="One generative language model for search and recommendation, tuned with GEMS.\n\n"
     "The stages run in this order; each reads what the one before it wrote, under [bold]artifacts/[/bold]:\n\n"
-    "  fetch → ingest → validate → split → tokenize → null-space → tune → evaluate → register\n\n"
+    "  fetch → ingest → validate → split → tokenize → item-rows → null-space → tune → evaluate → register\n\n"
     "[bold]make demo[/bold] runs them all through Prefect, [bold]dvc repro[/bold] runs those that are stale. "
     "A single stage can be run by hand, with any parameter of params.yaml changed for this one call:\n\n"
     "  gemst tune --set tuning.rank=32 --set tuning.max_minutes=5",
@@ -109,6 +109,14 @@ def tokenize(params: Params = DEFAULT, overrides: Set = None) -> None:
     from gemst import stages
 
     stages.tokenize(_config(params, overrides))
+
+
+@app.command("item-rows", rich_help_panel=STAGES)
+def item_rows(params: Params = DEFAULT, overrides: Set = None) -> None:
+    """Start the item tokens' rows: from text and co-behaviour, and fitted on the backbone before it is tuned."""
+    from gemst import stages
+
+    stages.item_rows(_config(params, overrides))
 
 
 @app.command("null-space", rich_help_panel=STAGES)

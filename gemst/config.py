@@ -77,6 +77,22 @@ class ItemIds(Section):
     )
 
 
+class ItemRows(Section):
+    """Where the rows of the item tokens stand before tuning."""
+
+    behaviour: Fraction = Field(
+        0.5, description="weight of co-behaviour against text in the input rows; items never met stay at their text"
+    )
+    tokens: Natural = Field(
+        80_000,
+        description="prompt tokens run through the untouched backbone to fit the output rows on its states; 0: no fit",
+    )
+    scale: PositiveFloat = Field(
+        0.1, description="scale of the output rows' text start: at 1 the first loss is far above ln(items)"
+    )
+    popularity: bool = Field(True, description="start the output rows at the log popularity of the training targets")
+
+
 class NullSpace(Section):
     """The subspace that general text does not use (DESIGN.md §4.3)."""
 
@@ -132,12 +148,6 @@ class Tuning(Section):
     gates: Gates = Gates()
     lr: PositiveFloat = Field(1e-3, description="peak learning rate of the subspace coefficients")
     item_lr: PositiveFloat = Field(1e-3, description="peak learning rate of the item-token rows")
-    item_scale: PositiveFloat = Field(
-        0.1, description="scale of the output rows' text start: at 1 the first loss is far above ln(items)"
-    )
-    popularity_prior: bool = Field(
-        True, description="start the output rows at the log popularity of the training targets"
-    )
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     clip: PositiveFloat = Field(1.0, description="largest gradient norm")
@@ -237,6 +247,7 @@ class Config(Section):
     backbone: Backbone = Backbone()
     prompts: Prompts = Prompts()
     item_ids: ItemIds = ItemIds()
+    item_rows: ItemRows = ItemRows()
     null_space: NullSpace = NullSpace()
     tuning: Tuning = Tuning()
     ranking: Ranking = Ranking()

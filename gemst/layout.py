@@ -11,6 +11,7 @@ QUARANTINE = ARTIFACTS / "quarantine"  # validate: items.parquet, events.parquet
 VALIDATION = ARTIFACTS / "validation"  # validate: report.json and docs/ (Great Expectations Data Docs)
 EXAMPLES = ARTIFACTS / "examples"  # split: train.parquet, valid.parquet, test.parquet, split.json
 ITEM_IDS = ARTIFACTS / "item_ids"  # tokenize: ids.parquet, trie.safetensors, quality.json, manifest.json
+ITEM_ROWS = ARTIFACTS / "item_rows"  # item-rows: rows.safetensors, manifest.json
 NULL_SPACE = ARTIFACTS / "null_space"  # null-space: projectors.safetensors, manifest.json
 TUNING = ARTIFACTS / "tuning"  # tune: curves.parquet, diagnostics.parquet, run.json; checkpoints while it runs
 MODEL = ARTIFACTS / "model"  # tune: a plain transformers checkpoint, its tokenizer, item_ids/ and gemst.json

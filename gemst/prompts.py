@@ -24,7 +24,8 @@ TASKS = (RECOMMENDATION, SEARCH)
 
 # style -> (prefix, recommendation suffix, search suffix). `paper` is the released text (ANCHORS.md).
 _STYLES = {
-    "compact": ("History:", " Next:", " Find {q}:"),
+    # One token an event, and the query's own: a recommendation follows the history itself.
+    "compact": ("History:", "", " {q}"),
     "paper": (
         "Below is the user's interaction history: ",
         ". Please recommend the next item the user is likely to click.",

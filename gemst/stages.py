@@ -99,6 +99,27 @@ def tokenize(config: Config) -> Summary:
     return summary
 
 
+def item_rows(config: Config) -> Summary:
+    """Start values of the item tokens' rows: text, co-behaviour, and a fit on the untouched backbone's states."""
+    from gemst import item_ids
+    from gemst.data import tables
+    from gemst.tuning import item_rows as rows
+
+    with stage("item-rows") as summary:
+        items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
+        ids = item_ids.load(require(layout.ITEM_IDS, made_by="gemst tokenize"))
+        _set_threads(config)
+        manifest = rows.build(config, ids, items, _examples("train"), layout.ITEM_ROWS)
+        summary.read |= {"tokens": manifest["tokens"], "targets": manifest["targets"]}
+        summary.written["rows"] = len(ids.tokens)
+        for level, gain in enumerate(manifest["levels"], 1):
+            summary.notes.append(
+                f"level {level}: loss on held-out targets {gain['loss_before']:.2f} before, {gain['loss_after']:.2f} "
+                f"after {gain['epochs']} epochs of the fit"
+            )
+    return summary
+
+
 def null_space(config: Config) -> Summary:
     """Second moments of general text at every Linear's input, and the projectors onto their low end."""
     from gemst import backbone
@@ -134,6 +155,7 @@ def tune(config: Config) -> Summary:
         items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
         train, valid = _examples("train"), _examples("valid")
         ids = item_ids.load(require(layout.ITEM_IDS, made_by="gemst tokenize"))
+        require(layout.ITEM_ROWS / "manifest.json", made_by="gemst item-rows")
         if config.tuning.method == "gems" and config.null_space.rule != "none":
             require(layout.NULL_SPACE / "manifest.json", made_by="gemst null-space")
         general: list[str] = []
@@ -144,8 +166,9 @@ def tune(config: Config) -> Summary:
         with registry.live(config) if processes.first else nullcontext() as run:
             outcome = tuning.run(
                 config, ids, items, train, valid, general,
-                null_space=layout.NULL_SPACE, item_ids=layout.ITEM_IDS, model_folder=layout.MODEL,
-                tuning_folder=layout.TUNING, processes=processes, log=run.log if run else lambda step, scalars: None,
+                null_space=layout.NULL_SPACE, item_ids=layout.ITEM_IDS, item_rows=layout.ITEM_ROWS,
+                model_folder=layout.MODEL, tuning_folder=layout.TUNING, processes=processes,
+                log=run.log if run else lambda step, scalars: None,
             )  # fmt: skip
             if run:
                 write_json(

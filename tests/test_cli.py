@@ -16,7 +16,7 @@ from gemst.progress import Summary
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
-    "fetch", "ingest", "validate", "split", "tokenize", "null-space", "tune", "evaluate", "register",
+    "fetch", "ingest", "validate", "split", "tokenize", "item-rows", "null-space", "tune", "evaluate", "register",
     "append", "recommend", "search", "compare",
 ]  # fmt: skip
 

@@ -35,7 +35,8 @@ def ran(project: Path, config: Config) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         for stage in (
-            stages.ingest, stages.validate, stages.split, stages.tokenize, stages.null_space, stages.tune,
+            stages.ingest, stages.validate, stages.split, stages.tokenize, stages.item_rows,
+            stages.null_space, stages.tune,
             stages.evaluate, stages.register,
         ):  # fmt: skip
             stage(config)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import polars as pl
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from gemst.backbone import Tuned
     from gemst.config import Config
@@ -45,6 +44,7 @@ def run(
     *,
     null_space: Path,
     item_ids: Path,
+    item_rows: Path,
     model_folder: Path,
     tuning_folder: Path,
     processes: Processes,
@@ -52,10 +52,10 @@ def run(
 ) -> Outcome:
     """Tune `config.backbone` and write the model and the curves.
 
-    `general` is the text that `tuning.drift_limit` is kept on; `null_space` and `item_ids` are the folders of those
-    stages; `log` is called with every step's scalars. Writes `model_folder` (a plain transformers checkpoint, the IDs
-    and gemst.json) and curves.parquet, diagnostics.parquet in `tuning_folder`. Every process of a run calls it; process
-    0 alone logs and writes. Raises GemstError when an input does not fit the backbone.
+    `general` is the text that `tuning.drift_limit` is kept on; `null_space`, `item_ids` and `item_rows` are the folders
+    of those stages; `log` is called with every step's scalars. Writes `model_folder` (a plain transformers checkpoint,
+    the IDs and gemst.json) and curves.parquet, diagnostics.parquet in `tuning_folder`. Every process of a run calls it;
+    process 0 alone logs and writes. Raises GemstError when an input does not fit the backbone.
     """
     import polars as pl
     import torch
@@ -67,42 +67,33 @@ def run(
     from gemst.tuning.batches import make_batches
     from gemst.tuning.checkpoint import Checkpoints, tensors
     from gemst.tuning.drift_limit import DriftLimit
-    from gemst.tuning.loop import precision
+    from gemst.tuning.item_rows import load as load_rows
     from gemst.tuning.loop import train as train_loop
     from gemst.tuning.model import ItemModel
     from gemst.tuning.norm import freeze_norms, thaw_norms
     from gemst.tuning.parallel import on_first
-    from gemst.tuning.rows import popularity, start_rows
     from gemst.tuning.validation import Validation
 
     torch.manual_seed(config.seed)
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = processes.device
     model, tokenizer = backbone.load(config.backbone)
-    rows = start_rows(model, tokenizer, ids, items)
-    first = backbone.add_item_tokens(model, tokenizer, ids.tokens, rows, rows * config.tuning.item_scale)
-    if device.type == "cpu" and not backbone.is_encoder_decoder(model):
-        model.set_attn_implementation("eager")  # torch's fused attention is 2-4 times slower on CPU at these lengths
+    inputs, outputs, white = load_rows(item_rows, ids)
+    first = backbone.add_item_tokens(model, tokenizer, ids.tokens, inputs, outputs)
     if config.tuning.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.to(device)  # type: ignore[arg-type]
+    backbone.settle(model, processes.device)
     prompter = Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, config.data.max_history)
     examples = with_alignment(train, items, ids, config.tuning.alignment, config.seed)
-    batches = make_batches(config, examples, prompter, _decoder_start(model))
-    item_model = ItemModel(model, first, ids.level_sizes, config.tuning.loss == "vocabulary")
-    if config.tuning.popularity_prior:
-        with torch.no_grad(), precision(config.tuning.precision, device):
-            shares = [rows for rows in processes.shares(batches.plan(0)[0]) if rows is not None]
-            parts = [batches.collate(rows).to(device) for rows in shares]
-            states = torch.cat([item_model.states(part) for part in parts])
-        item_model.start_popular(popularity(ids, train), states, torch.cat([part.level for part in parts]))
+    batches = make_batches(config, examples, prompter, backbone.decoder_start(model))
+    item_model = ItemModel(model, first, ids.level_sizes, config.tuning.loss == "vocabulary", white)
     norms = freeze_norms(model)
     method = methods.make(config, item_model, null_space, processes.shard)
     tuned = backbone.Tuned(model, tokenizer, ids, first, prompter)
     validation = Validation(config, item_model, tuned, train, valid, processes)
     checkpoints = Checkpoints(
-        tuning_folder.with_name(f".{tuning_folder.name}.checkpoints"), _identity(config, train, ids, null_space)
+        tuning_folder.with_name(f".{tuning_folder.name}.checkpoints"),
+        _identity(config, train, ids, null_space, item_rows),
     )
     limit = config.tuning.drift_limit
     drift = None if limit is None else DriftLimit(item_model, method, tokenizer, general, limit, processes)
@@ -121,7 +112,7 @@ def run(
         return outcome
     leaks = _certificate(config, method, weights)
     if processes.sharded:  # shards cannot be taken off a model: a fresh one takes the tuned weights
-        model, tokenizer = _fresh(config, ids, method, weights)
+        model, tokenizer = _fresh(config, ids, method, weights, white)
         tuned = backbone.Tuned(model, tokenizer, ids, first, prompter)
     else:
         method.finish()
@@ -141,10 +132,6 @@ def run(
     return replace(outcome, largest_leak=max(leaks.values()) if leaks else None)
 
 
-def _decoder_start(model: PreTrainedModel) -> int | None:
-    return model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
-
-
 def _release_memory() -> None:
     """Give what training has freed back to the system: glibc keeps it, and the backbone is loaded once more now."""
     import ctypes
@@ -156,14 +143,13 @@ def _release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _identity(config: Config, train: pl.DataFrame, ids: ItemIds, null_space: Path) -> str:
+def _identity(config: Config, train: pl.DataFrame, ids: ItemIds, *made: Path) -> str:
     """What a run is made of. How many processes share the work is no part of it."""
     other = ("registry.", "evaluation.", "threads", "tuning.distributed")
     parts = {name: value for name, value in config.flat().items() if not name.startswith(other)}
     rows = train.select("user_id", "timestamp", "targets").hash_rows().sum()
-    manifest = null_space / "manifest.json"
-    space = manifest.read_text() if manifest.exists() else ""
-    content = json.dumps([parts, len(train), rows, ids.item_id, space], sort_keys=True, default=str)
+    manifests = [path.read_text() for folder in made if (path := folder / "manifest.json").exists()]
+    content = json.dumps([parts, len(train), rows, ids.item_id, manifests], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -179,14 +165,17 @@ def _certificate(config: Config, method: Any, after: dict[str, Tensor]) -> dict[
     return leaks
 
 
-def _fresh(config: Config, ids: ItemIds, method: Method, weights: dict[str, Tensor]) -> tuple[Any, Any]:
+def _fresh(
+    config: Config, ids: ItemIds, method: Method, weights: dict[str, Tensor], white: Tensor | None
+) -> tuple[Any, Any]:
     """The backbone with item tokens, and the tuned weights in it."""
     import torch
 
     from gemst import backbone
 
     model, tokenizer = backbone.load(config.backbone)
-    backbone.add_item_tokens(model, tokenizer, ids.tokens, weights["items_in"], weights["items_out"])
+    rows = weights["items_out"] if white is None else weights["items_out"] @ white
+    backbone.add_item_tokens(model, tokenizer, ids.tokens, weights["items_in"], rows)
     with torch.no_grad():
         for name in method.weights():
             model.get_parameter(f"{name}.weight").copy_(weights[name])

@@ -2,8 +2,9 @@
 
 A segment is a stretch of one user's events. Its trunk is the prefix and the ID tokens of the events; each event of
 the segment's task hangs a branch on the trunk: suffix (with its query) and ID tokens, seeing the trunk strictly before
-its own timestamp and nothing of other branches. Masks and positions make every branch equal to the single-target
-prompt of the same history. Segments are packed into rows, rows into batches.
+its own timestamp and nothing of other branches. An empty suffix hangs nothing: the trunk's last visible token predicts.
+Masks and positions make every branch equal to the single-target prompt of the same history. Segments are packed into
+rows, rows into batches.
 """
 
 from __future__ import annotations
@@ -168,7 +169,9 @@ class ChainBatches(Batches):
         seen = ends[np.maximum(self.visible[wanted], segment.low) - segment.low]
         inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         trunk = np.arange(len(trunk_ids))
-        final = len(trunk_ids) + np.cumsum(sizes)
+        hung = len(trunk_ids) + np.cumsum(sizes) - sizes  # where each branch begins
+        asked = np.array([len(suffix) for suffix in suffixes])
+        first = np.where(asked > 0, hung + asked - 1, seen - 1)  # without a suffix the trunk itself predicts
         return _Row(
             ids=np.concatenate([trunk_ids, *branches]),
             position=np.concatenate([trunk, np.repeat(seen, sizes) + inside]),
@@ -176,7 +179,12 @@ class ChainBatches(Batches):
             branch=np.concatenate([np.zeros_like(trunk), np.repeat(np.arange(1, len(wanted) + 1), sizes)]),
             trunk=np.concatenate([trunk, np.zeros(sizes.sum(), np.int64)]),
             limit=np.concatenate([trunk, np.repeat(seen - 1, sizes)]),
-            at=np.concatenate([end - np.arange(len(code), 0, -1) for end, code in zip(final, codes, strict=True)]),
+            at=np.concatenate(
+                [
+                    np.r_[one, after + np.arange(len(code) - 1)]
+                    for one, after, code in zip(first, hung + asked, codes, strict=True)
+                ]
+            ),
             labels=np.concatenate(codes).astype(np.int64),
             level=np.concatenate([np.arange(len(code)) for code in codes]),
         )

@@ -20,10 +20,19 @@ class ItemModel(nn.Module):
     """Backbone + item rows. `items_in` and `items_out` (tokens, d) stand in for the vocabulary rows from `first` on.
 
     As separate parameters they get gradients and optimizer state for those rows alone, and the old rows cannot move.
+    `white` (d, d) is the base the output rows are learned in: items_out @ white are the rows themselves. In a base that
+    whitens the states, Adam's equal steps are no longer drowned by the mean state, which holds most of their power.
     """
 
+    white: Tensor | None
+
     def __init__(
-        self, model: PreTrainedModel, first: int, level_sizes: tuple[int, ...], whole_vocabulary: bool
+        self,
+        model: PreTrainedModel,
+        first: int,
+        level_sizes: tuple[int, ...],
+        whole_vocabulary: bool,
+        white: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model, self.first, self.whole_vocabulary = model, first, whole_vocabulary
@@ -31,7 +40,9 @@ class ItemModel(nn.Module):
         last = first + self.starts[-1]
         model.requires_grad_(False)
         self.items_in = nn.Parameter(vocabulary(model)[first:last].detach().clone())
-        self.items_out = nn.Parameter(output_head(model).weight[first:last].detach().clone())
+        rows = output_head(model).weight[first:last].detach().clone()
+        self.register_buffer("white", None if white is None else white.to(rows), persistent=False)
+        self.items_out = nn.Parameter(rows if white is None else _in_base(rows, white))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings (batch, positions, d) in the compute type; item tokens come from `items_in`."""
@@ -75,10 +86,12 @@ class ItemModel(nn.Module):
         states = self.states(batch) * output_scale(self.model)
         losses = states.new_zeros(len(batch.labels), dtype=torch.float32)
         if self.whole_vocabulary:
-            head = torch.cat([output_head(self.model).weight[: self.first], self.items_out])
+            head = torch.cat([output_head(self.model).weight[: self.first], self.rows_out()])
             return functional.cross_entropy(
                 functional.linear(states, head.to(states.dtype)).float(), batch.labels, reduction="none"
             )
+        if self.white is not None:
+            states = states @ self.white.to(states.dtype)
         for level in range(len(self.starts) - 1):
             mine = batch.level == level if len(self.starts) > 2 else slice(None)
             start, stop = self.starts[level], self.starts[level + 1]
@@ -92,6 +105,10 @@ class ItemModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Losses of every target token, (targets,)."""
         return self.target_losses(batch)
+
+    def rows_out(self) -> Tensor:
+        """The output rows (tokens, d) as the head wants them."""
+        return self.items_out if self.white is None else self.items_out @ self.white
 
     @torch.no_grad()
     def start_popular(self, counts: Tensor, states: Tensor, level: Tensor) -> None:
@@ -113,4 +130,9 @@ class ItemModel(nn.Module):
         """Write the item rows into the backbone's embedding and head."""
         last = self.first + self.starts[-1]
         vocabulary(self.model)[self.first : last] = self.items_in
-        output_head(self.model).weight[self.first : last] = self.items_out
+        output_head(self.model).weight[self.first : last] = self.rows_out()
+
+
+def _in_base(rows: Tensor, white: Tensor) -> Tensor:
+    """Coordinates (n, d) with coordinates @ white = rows; `white` is symmetric and invertible."""
+    return torch.linalg.solve(white.double(), rows.double().T).T.to(rows).contiguous()

@@ -1,4 +1,4 @@
-"""Start values of the item-token rows, so that an item is reachable before any click."""
+"""Start values of the item tokens' input rows: what an item is called, and the company it keeps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from gemst.backbone import text_rows
+from gemst.backbone import text_rows, vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from gemst.item_ids import ItemIds
+
+BEHAVIOUR = 64  # dimensions of the co-behaviour vectors
 
 
 def item_texts(items: pl.DataFrame) -> list[str]:
@@ -28,23 +30,45 @@ def item_texts(items: pl.DataFrame) -> list[str]:
     ).to_series().to_list()  # fmt: skip
 
 
-def start_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: ItemIds, items: pl.DataFrame) -> Tensor:
-    """Rows (tokens, d): an atomic token starts at its item's text, a code at the mean over the items that carry it.
+def ordered(ids: ItemIds, items: pl.DataFrame) -> pl.DataFrame:
+    """The catalogue in the order of `ids`; retired items have no text."""
+    return pl.DataFrame({"item_id": ids.item_id}).join(items, on="item_id", how="left", maintain_order="left")
 
-    A code no item carries starts at the mean row.
+
+def start_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: ItemIds,
+    items: pl.DataFrame,
+    company: Tensor | None = None,
+    weight: float = 0.0,
+) -> Tensor:
+    """Rows (tokens, d): an atomic token starts at its item's row, a code at the mean over the items that carry it.
+
+    An item's row is its text's mean token embedding and, by `weight`, its `company` (items, k): co-behaviour vectors,
+    zero for items nobody has met, which stay at their text. All rows have the vocabulary's mean norm.
     """
-    ordered = pl.DataFrame({"item_id": ids.item_id}).join(items, on="item_id", how="left", maintain_order="left")
-    by_item = text_rows(model, tokenizer, item_texts(ordered))
+    by_item = text_rows(model, tokenizer, item_texts(ordered(ids, items)))
+    if company is not None and weight > 0:
+        known = company.norm(dim=1) > 0
+        beside = _along_vocabulary(model, company[known])
+        beside *= by_item.norm(dim=1).mean() / beside.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        by_item[known] = (1 - weight) * by_item[known] + weight * beside
+    rows = by_token(ids, by_item)
+    norm = by_item.norm(dim=1).mean()
+    return rows * (norm / rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+
+def by_token(ids: ItemIds, vectors: Tensor) -> Tensor:
+    """Mean (tokens, k) of `vectors` (items, k) over the items that carry a token; the mean of all where none does."""
     tokens = torch.from_numpy(ids.token_ids(0))
-    sums = torch.zeros(len(ids.tokens), by_item.shape[1])
+    sums = torch.zeros(len(ids.tokens), vectors.shape[1])
     counts = torch.zeros(len(ids.tokens))
     for level in range(tokens.shape[1]):
         real = tokens[:, level] >= 0
-        sums.index_add_(0, tokens[real, level], by_item[real])
+        sums.index_add_(0, tokens[real, level], vectors[real])
         counts.index_add_(0, tokens[real, level], torch.ones(int(real.sum())))
-    rows = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], by_item.mean(0))
-    norm = by_item.norm(dim=1).mean()
-    return rows * (norm / rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
+    return torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], vectors.mean(0))
 
 
 def popularity(ids: ItemIds, train: pl.DataFrame) -> Tensor:
@@ -58,3 +82,16 @@ def popularity(ids: ItemIds, train: pl.DataFrame) -> Tensor:
         real = tokens[:, level] >= 0
         np.add.at(total, tokens[real, level], weights[real])
     return torch.from_numpy(total)
+
+
+def _along_vocabulary(model: PreTrainedModel, vectors: Tensor) -> Tensor:
+    """`vectors` (n, k) laid along the k directions the backbone's vocabulary varies most in, (n, d); the rest is cut.
+
+    Pretrained layers read these directions, so a frozen backbone carries what is written there to where it predicts.
+    """
+    words = vocabulary(model).detach().float()
+    words = words - words.mean(0)
+    values, directions = torch.linalg.eigh(words.T @ words / len(words))
+    vectors = vectors[:, : len(values)]
+    values, directions = values.flip(0)[: vectors.shape[1]], directions.flip(1)[:, : vectors.shape[1]]
+    return (vectors / vectors.std(0).clamp(min=1e-6) * values.clamp(min=0).sqrt()) @ directions.T

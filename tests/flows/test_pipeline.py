@@ -47,7 +47,7 @@ def outer_commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[commands.O
 
 def test_stages_follow_dvc_yaml_and_each_is_a_command():
     names = pipeline.stages(ROOT / "dvc.yaml")
-    assert names == ["ingest", "validate", "split", "tokenize", "null-space", "tune", "evaluate"]
+    assert names == ["ingest", "validate", "split", "tokenize", "item-rows", "null-space", "tune", "evaluate"]
     tree = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert {stage["cmd"] for stage in tree.values()} == {f"PATH=.venv/bin:$PATH gemst {name}" for name in names}
     known = {command.name or command.callback.__name__ for command in cli.app.registered_commands}

@@ -79,7 +79,7 @@ def test_t5_learns_titles_of_items_that_nobody_clicked(train, tokenizer) -> None
     batches = SingleBatches(rows, prompter, batch_tokens=4096, decoder_start=0, seed=0)
     optimizer = torch.optim.Adam([model.items_in, model.items_out], lr=0.05)
     losses = []
-    for epoch in range(8):
+    for epoch in range(12):
         for batch in batches(epoch):
             assert batch.boundary == 0  # all of them count as search
             loss = model(batch).mean()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gemst.backbone import add_item_tokens, output_scale
+from gemst.backbone import add_item_tokens, output_head, output_scale
 from gemst.config import Config, Prompts
 from gemst.prompts import Prompter
 from gemst.tuning.methods import Facts, make
@@ -62,6 +62,20 @@ def test_start_is_popularity_at_the_mean_state_and_text_beside_it(build, encoder
         torch.testing.assert_close(items.items_out[part] @ mean, prior - prior.mean(), atol=1e-4, rtol=1e-4)
         moved = items.items_out[part].detach() - before[part]
         torch.testing.assert_close(moved, (moved @ mean)[:, None] * mean / mean.dot(mean), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("whole_vocabulary", [False, True])
+def test_rows_learned_in_another_base_are_the_same_model(tokenizer, train, prompter, whole_vocabulary) -> None:
+    batches = SingleBatches(train, prompter, batch_tokens=10_000, decoder_start=None, seed=0)
+    batch = batches.collate(np.arange(len(train)))
+    model = llama(20 + ITEMS)
+    head = output_head(model).weight.detach().clone()
+    half = torch.randn(head.shape[1], head.shape[1], generator=torch.Generator().manual_seed(0))
+    white = half @ half.T / head.shape[1] + torch.eye(head.shape[1]) / 2
+    plain, based = (ItemModel(model, 20, (ITEMS,), whole_vocabulary, base) for base in (None, white))
+    torch.testing.assert_close(based(batch), plain(batch), atol=1e-4, rtol=1e-4)
+    based.fold()
+    torch.testing.assert_close(output_head(model).weight, head, atol=1e-4, rtol=1e-4)
 
 
 def test_vocabulary_loss_is_a_softmax_over_everything(tokenizer, train, prompter) -> None:

@@ -67,7 +67,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
         patch.chdir(root)
         stages.ingest(config)
         shutil.copytree(layout.TABLES, layout.VALIDATED)  # clean as they are
-        for stage in (stages.split, stages.tokenize, stages.null_space):
+        for stage in (stages.split, stages.tokenize, stages.item_rows, stages.null_space):
             stage(config)
     return root
 
