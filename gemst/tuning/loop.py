@@ -102,6 +102,11 @@ def train(
     stream = _stream(batches, state, tuning.accumulate)
     began, timed = time.perf_counter() - state.seconds, 0.0
     timed_from = state.step + _TIMED_STEPS // 4  # the first steps of a process are slower than the rest
+    if state.best_step is None:  # what tuning starts from is the first thing to beat
+        scores = validate()
+        _judge(state, scores["valid/joint"], checkpoints, items, method)
+        state.curves += [(0, name, value) for name, value in scores.items()]
+        log(0, scores)
     items.train()
     with Progress("tuning", total=state.total, done=state.step, shown=processes.first) as progress:
         while state.step < state.total:

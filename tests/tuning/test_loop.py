@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,15 @@ def run(folder: Path, train_frame, prompter, *, die_at: int | None = None, score
     queue = iter(scores or [])
 
     def log(step: int, scalars: dict[str, float]) -> None:
-        losses.append(scalars["train/loss_rec"])
+        if step > 0:  # the start is validated alone
+            losses.append(scalars["train/loss_rec"])
         if step == die_at:
             raise Killed
 
     state = train(
         items, method, batches, config.tuning, processes=Processes(config.tuning), seed=config.seed,
-        validate=lambda: {"valid/joint": next(queue, 0.1)}, log=log, checkpoints=Checkpoints(folder / "c", "x"),
+        validate=lambda: {"valid/joint": next(queue, time.monotonic())}, log=log,
+        checkpoints=Checkpoints(folder / "c", "x"),
     )  # fmt: skip
     return items, state, losses
 
@@ -81,11 +84,20 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, train, 
 
 
 def test_patience_stops_and_the_best_weights_are_kept(tmp_path: Path, train, prompter) -> None:
-    items, state, _ = run(tmp_path, train, prompter, epochs=40, scores=[0.5] + [0.1] * 50, patience=2)
+    items, state, _ = run(tmp_path, train, prompter, epochs=40, scores=[0.2, 0.5] + [0.1] * 50, patience=2)
     assert state.step == 18
     assert state.best == 0.5
-    best, _, _ = run(tmp_path / "again", train, prompter, epochs=40, scores=[0.5, 0.1, 0.1], patience=2)
+    best, _, _ = run(tmp_path / "again", train, prompter, epochs=40, scores=[0.2, 0.5, 0.1, 0.1], patience=2)
     assert torch.equal(items.items_in, best.items_in)
+
+
+def test_a_start_that_nothing_beats_is_kept(tmp_path: Path, train, prompter) -> None:
+    items, state, losses = run(tmp_path, train, prompter, epochs=40, scores=[0.5] + [0.1] * 50, patience=2)
+    assert (state.best_step, state.step, len(losses)) == (0, 12, 12)
+    torch.manual_seed(0)
+    untouched = ItemModel(llama(20 + ITEMS), 20, (ITEMS,), False)
+    assert torch.equal(items.items_in, untouched.items_in)
+    assert [value for step, name, value in state.curves if (step, name) == (0, "valid/joint")] == [0.5]
 
 
 def test_schedule_warms_up_and_ends_near_zero() -> None:
