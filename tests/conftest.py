@@ -7,8 +7,29 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from filelock import FileLock
 
 from gemst import layout
+
+SLOWEST = ("tests/flows/", "tests/tuning/test_resume.py", "tests/tuning/test_parallel.py", "tests/test_stages.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first: at the end no process works on one alone."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOWEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """A whole file goes to one process, and so does all of tests/flows: its server is started once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/flows/" if nodeid.startswith("tests/flows/") else nodeid.split("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -20,13 +41,21 @@ def no_tracking_server() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's database with its tables: making them takes ten seconds, a copy none."""
-    from mlflow import MlflowClient
+def empty_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """MLflow's database with its tables, as gemst makes it: once for all processes, a copy costs next to nothing."""
+    from gemst.registry.store import connect
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        folder = folder.parent  # each process has a folder of its own in the run's
+    made = folder / "mlflow-made"
+    with FileLock(folder / "mlflow.lock"), pytest.MonkeyPatch.context() as patch:
+        if not made.exists():
+            making = tmp_path_factory.mktemp("mlflow")
+            patch.chdir(making)
+            connect().search_experiments()
+            making.rename(made)
+    return made / layout.MLRUNS / "mlflow.db"
 
 
 @pytest.fixture

@@ -31,7 +31,9 @@ def config() -> Config:
 
 
 @pytest.fixture(scope="module")
-def ran(project: Path, config: Config) -> Path:
+def ran(project: Path, config: Config, empty_database: Path) -> Path:
+    (project / "mlruns").mkdir()
+    shutil.copy(empty_database, project / "mlruns" / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         for stage in (

@@ -269,6 +269,7 @@ META = gzip.compress(b'{"asin": "a", "title": "A", "category": ["Toys", "Games"]
         (gzip.compress(REVIEW + b'{"reviewerID": "u", "asi'), "not one JSON object a line"),
         (gzip.compress(REVIEW.replace(b'"u"', b'"\xff"')), "line 1, is not UTF-8"),
     ],
+    ids=["cut short", "not compressed", "empty", "text", "line cut short", "broken UTF-8"],
 )
 def test_compressed_file(tmp_path, reviews, message):
     (tmp_path / "Toys_5.json.gz").write_bytes(reviews)

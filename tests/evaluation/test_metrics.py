@@ -34,6 +34,9 @@ def one(ranked: list[str], relevant: list[str], k: int = 10) -> dict[str, float]
 
 
 def assert_equals_ranx(queries: list[tuple[list[str], list[str]]]) -> None:
+    import numba
+
+    numba.config.DISABLE_JIT = True  # ranx as plain Python is done long before it would be compiled
     from ranx import Qrels, Run, evaluate
 
     table = table_of_metrics(*frames(queries), KS)

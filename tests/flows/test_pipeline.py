@@ -135,12 +135,15 @@ def test_a_wrong_parameter_fails_before_any_stage(project):
 
 
 def test_output_is_streamed_while_the_command_runs(tmp_path, monkeypatch):
+    """The command's second line waits for its first to be heard."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "slow.py").write_text("import time\nprint('one')\ntime.sleep(1)\nprint('two')\n")
-    heard: list[tuple[float, str]] = []
-    outcome = commands.run("slow", say=lambda line: heard.append((time.monotonic(), line)))
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\nprint('one')\n"
+        "for _ in range(600):\n    if pathlib.Path('heard').exists():\n        print('two')\n        break\n"
+        "    time.sleep(0.1)\n"
+    )
+    outcome = commands.run("slow", say=lambda line: (tmp_path / "heard").touch())
     assert outcome == commands.Outcome(0, ("one", "two"))
-    assert heard[1][0] - heard[0][0] > 0.5
 
 
 @pytest.fixture

@@ -56,10 +56,12 @@ def config() -> Config:
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
+def start(tmp_path_factory: pytest.TempPathFactory, config: Config, empty_database: Path) -> Path:
     """A project with everything ready to tune; attention drops out, so that generators count."""
     root = tmp_path_factory.mktemp("start")
     tiny_project.build(root)
+    (root / "mlruns").mkdir()
+    shutil.copy(empty_database, root / "mlruns" / "mlflow.db")
     backbone = read_json(root / "backbone" / "config.json") | {"attention_dropout": 0.1}
     (root / "backbone" / "config.json").write_text(json.dumps(backbone))
     (root / "params.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
