@@ -28,8 +28,9 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	@.venv/bin/python -m flows.pipeline
 
+# Two processes share the tests, a core and some 2 GiB of memory each; `.venv/bin/pytest tests/x.py` runs some in one.
 test: setup
-	@.venv/bin/pytest
+	@OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 .venv/bin/pytest -n 2 --no-loadscope-reorder
 
 lint: setup
 	@.venv/bin/ruff check .
