@@ -61,7 +61,10 @@ def main() -> None:
 def tune(folder: Path, settings: list[str]) -> list[dict[str, float]]:
     """Tune in a project folder that shares this one's inputs; returns step, ndcg10 and kl of every measurement."""
     (folder / "artifacts").mkdir(parents=True, exist_ok=True)
-    inputs = (layout.VALIDATED, layout.EXAMPLES, layout.ITEM_IDS, layout.NULL_SPACE, Path("data"), Path("params.yaml"))
+    inputs = (
+        layout.VALIDATED, layout.EXAMPLES, layout.ITEM_IDS, layout.ITEM_ROWS, layout.NULL_SPACE, Path("data"),
+        Path("params.yaml"),
+    )  # fmt: skip
     for path in inputs:
         link = folder / path
         if not link.exists():

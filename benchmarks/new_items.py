@@ -39,7 +39,7 @@ from gemst.tuning.append import append
 HOME = layout.ARTIFACTS / "benchmarks" / "new-items"
 STAGES = {
     "ingest": layout.TABLES, "validate": layout.VALIDATED, "split": layout.EXAMPLES, "tokenize": layout.ITEM_IDS,
-    "null-space": layout.NULL_SPACE,
+    "item-rows": layout.ITEM_ROWS, "null-space": layout.NULL_SPACE,
 }  # fmt: skip
 TOP = 10
 

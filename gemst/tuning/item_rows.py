@@ -116,13 +116,17 @@ def _features(ids: ItemIds, text: Tensor, company: Tensor) -> Tensor:
 def _collect(
     items: ItemModel, batches: Batches, tokens: int, place: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """States (targets, d) float32, labels and levels (targets,) of an epoch's first `tokens`, and how many."""
+    """States (targets, d) float32, labels and levels (targets,) of an epoch's last `tokens`, and how many.
+
+    Tuning begins with the first ones: what a short run sees is new to the rows.
+    """
     from gemst import backbone
     from gemst.progress import Progress
 
     found, spent = [], 0
     with Progress("states of the backbone as it is", total=tokens) as progress:
-        for batch in batches(0):
+        for rows in reversed(batches.plan(0)):
+            batch = batches.collate(rows)
             moved = batch.to(place)
             states = items.states(moved).float() * backbone.output_scale(items.model)
             found.append((states.cpu(), batch.labels - items.first, batch.level))

@@ -49,13 +49,13 @@ def start_rows(
     zero for items nobody has met, which stay at their text. All rows have the vocabulary's mean norm.
     """
     by_item = text_rows(model, tokenizer, item_texts(ordered(ids, items)))
+    norm = by_item.norm(dim=1).mean()
     if company is not None and weight > 0:
         known = company.norm(dim=1) > 0
         beside = _along_vocabulary(model, company[known])
-        beside *= by_item.norm(dim=1).mean() / beside.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        beside *= norm / beside.norm(dim=1, keepdim=True).clamp(min=1e-12)
         by_item[known] = (1 - weight) * by_item[known] + weight * beside
     rows = by_token(ids, by_item)
-    norm = by_item.norm(dim=1).mean()
     return rows * (norm / rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
 
 
@@ -88,10 +88,15 @@ def _along_vocabulary(model: PreTrainedModel, vectors: Tensor) -> Tensor:
     """`vectors` (n, k) laid along the k directions the backbone's vocabulary varies most in, (n, d); the rest is cut.
 
     Pretrained layers read these directions, so a frozen backbone carries what is written there to where it predicts.
+    A direction has no sign of its own: each is turned so that what all vectors share lies towards the mean word, away
+    from what all titles share. (The other way round, items look alike: half the NDCG of recommendation is gone.)
     """
     words = vocabulary(model).detach().float()
-    words = words - words.mean(0)
-    values, directions = torch.linalg.eigh(words.T @ words / len(words))
+    mean = words.mean(0)
+    away = words - mean
+    values, directions = torch.linalg.eigh(away.T @ away / len(away))
     vectors = vectors[:, : len(values)]
     values, directions = values.flip(0)[: vectors.shape[1]], directions.flip(1)[:, : vectors.shape[1]]
-    return (vectors / vectors.std(0).clamp(min=1e-6) * values.clamp(min=0).sqrt()) @ directions.T
+    spread = vectors / vectors.std(0).clamp(min=1e-6)
+    turned = torch.where(spread.mean(0) * (mean @ directions) < 0, -1.0, 1.0)
+    return (spread * turned * values.clamp(min=0).sqrt()) @ directions.T
