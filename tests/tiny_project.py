@@ -72,6 +72,7 @@ SETTINGS = {
     "data": {"source": "table", "path": "logs"},
     "backbone": {"name": "backbone"},
     "item_ids": {"encoder": "encoder"},
+    "item_rows": {"tokens": 0},  # a start that tuning can beat
     "null_space": {"corpus": "general.parquet", "tokens": 600, "sequence_length": 50, "energy": 0.2},
     "tuning": {
         "rank": 4, "lr": 1e-2, "item_lr": 1e-2, "epochs": 30, "chain_items": 12, "batch_tokens": 400,

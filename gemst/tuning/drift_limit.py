@@ -85,7 +85,7 @@ class DriftLimit:
         if len(stream) < 2:
             raise GemstError("tuning.drift_limit needs general text", "Look at null_space.corpus in params.yaml")
         self.batches = [torch.from_numpy(batch) for batch in sequences(stream, min(_LENGTH, len(stream)))]
-        with torch.inference_mode():
+        with torch.inference_mode(), processes.unsharded(items):
             self.before = [self._states(batch) for batch in self.batches]
 
     def _states(self, batch: Tensor) -> Tensor:

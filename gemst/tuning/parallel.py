@@ -213,6 +213,7 @@ class Processes:
         from torch.distributed.fsdp import FSDPModule
 
         modules = [module for module in items.modules() if isinstance(module, FSDPModule)]
+        modules[0]._get_fsdp_state()._lazy_init()  # a part that runs before the whole ever did would become a root
         for module in modules:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()

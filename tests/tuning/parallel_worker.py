@@ -84,6 +84,8 @@ def run(name: str, folder: Path, steps: int = 20, break_at: int | None = None) -
     losses: list[tuple[float, ...]] = []
 
     def log(step: int, scalars: dict[str, float]) -> None:
+        if step == 0:  # the start is validated alone
+            return
         losses.append((scalars["train/loss_rec"], scalars["train/loss_src"], scalars["train/gradient_norm"]))
         if step == break_at:
             raise Broken
@@ -91,7 +93,7 @@ def run(name: str, folder: Path, steps: int = 20, break_at: int | None = None) -
     processes = Processes(tuning)
     items = ItemModel(model, 20, levels, False)
     method = make(config, items, folder, processes.shard)
-    scores = iter(range(1, 100))
+    scores = iter(range(1 if (folder / name).exists() else 0, 100))  # a resumed run has validated its start
     state = train(
         items, method, batches, tuning, processes=processes, seed=0, log=log,
         validate=lambda: {"valid/joint": float(next(scores))}, checkpoints=Checkpoints(folder / name, "x"),
