@@ -123,7 +123,7 @@ def test_the_stage_in_two_sharded_processes_survives_a_kill_and_equals_one_proce
         backbone = read_json(root / "backbone" / "config.json") | {"attention_dropout": 0.0}
         (root / "backbone" / "config.json").write_text(json.dumps(backbone))
     (folder / "driver.py").write_text(DRIVER)
-    settings = ("--set", "tuning.distributed=fsdp", "--set", "tuning.epochs=9", "--set", "tuning.checkpointing=true")
+    settings = ("--set", "tuning.distributed=fsdp", "--set", "tuning.epochs=12", "--set", "tuning.checkpointing=true")
     killed = python(folder, *TWO_PROCESSES, "driver.py", "step", "9", "tune", *settings)
     assert killed.returncode != 0
     assert not (folder / layout.MODEL).exists()
@@ -132,7 +132,7 @@ def test_the_stage_in_two_sharded_processes_survives_a_kill_and_equals_one_proce
     assert ended.stdout.count("tune: done") == 1  # the first process alone speaks
     monkeypatch.chdir(alone)
     stages.tune(
-        Config.model_validate({**config.model_dump(), "tuning": {**config.model_dump()["tuning"], "epochs": 9.0}})
+        Config.model_validate({**config.model_dump(), "tuning": {**config.model_dump()["tuning"], "epochs": 12.0}})
     )
     ours, theirs = (load_file(side / layout.MODEL / "model.safetensors") for side in (folder, alone))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
