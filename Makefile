@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	@.venv/bin/python -m flows.pipeline
 
-# Two processes share the tests, a core and some 2 GiB of memory each; `.venv/bin/pytest tests/x.py` runs some in one.
+# Two processes share the tests, a core each; `.venv/bin/pytest tests/x.py` runs some in one.
 test: setup
 	@OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 .venv/bin/pytest -n 2 --no-loadscope-reorder
 
