@@ -51,6 +51,7 @@ def config() -> Config:
         "weight_decay": 0.1, "refresh_every": 6, "lr": 3e-3, "item_lr": 3e-3,
         "gates": {"kind": "learned", "rec": 0.5, "lr": 0.05},
     }  # fmt: skip
+    tree["item_rows"]["tokens"] = 400  # output rows are tuned in the base of a fit
     tree["threads"] = 1  # another count sums in another order, and a test before these may have set one
     return Config.model_validate(tree)
 
