@@ -81,7 +81,10 @@ class ItemRows(Section):
     """Where the rows of the item tokens stand before tuning."""
 
     behaviour: Fraction = Field(
-        0.5, description="weight of co-behaviour against text in the input rows; items never met stay at their text"
+        0.7, description="weight of co-behaviour against text in the input rows; items never met stay at their text"
+    )
+    norm: PositiveFloat = Field(
+        2.0, description="length of the input rows in mean lengths of the vocabulary's: longer ones outweigh words"
     )
     tokens: Natural = Field(
         80_000,

@@ -51,7 +51,7 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
     model, tokenizer = backbone.load(config.backbone)
     company = _company(ids, items, train)
     text = start_rows(model, tokenizer, ids, items)
-    inputs = start_rows(model, tokenizer, ids, items, company, settings.behaviour)
+    inputs = settings.norm * start_rows(model, tokenizer, ids, items, company, settings.behaviour)
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, inputs, text * settings.scale)
     backbone.settle(model, place)
     prompter = Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, config.data.max_history)

@@ -76,13 +76,13 @@ def test_the_fit_gains_on_held_out_targets_and_never_loses(tmp_path, strategy, f
 
 def test_no_company_no_fit_no_popularity_is_the_text_alone(tmp_path) -> None:
     ids, items = prepared(tmp_path, "atomic", "llama")
-    config = configured(tmp_path, behaviour=0.0, tokens=0, popularity=False, scale=0.5)
+    config = configured(tmp_path, behaviour=0.0, norm=1.5, tokens=0, popularity=False, scale=0.5)
     item_rows.build(config, ids, items, logs(), tmp_path / "rows")
     model, words = backbone.load(config.backbone)
     text = start_rows(model, words, ids, items)
     inputs, outputs, white = item_rows.load(tmp_path / "rows", ids)
     assert white is None
-    torch.testing.assert_close(inputs, text)
+    torch.testing.assert_close(inputs, 1.5 * text)
     torch.testing.assert_close(outputs, 0.5 * text)
 
 
