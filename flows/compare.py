@@ -30,7 +30,6 @@ from gemst.progress import duration
 from gemst.registry.runs import study_run
 
 STUDY = Path("configs/study.yaml")
-PAGE = Path("docs/study.md")
 
 _HELP = """Compare ways to tune, on the cells of a study (configs/study.yaml): methods x seeds x data sets.
 
@@ -45,7 +44,7 @@ A cell that has a result with the same parameters is not run again, so a stopped
   python -m flows.compare                                    everything (hours to days without a GPU)
   python -m flows.compare --only 'ml-100k/gems/*' --minutes 60
   python -m flows.compare --path lastfm-2k=~/hetrec2011-lastfm-2k
-  python -m flows.compare --table                            the tables of what there is, in docs/study.md
+  python -m flows.compare --table                            the tables of what there is, as the study's page
   gemst compare artifacts/study/ml-100k/full/lr=0.0001,seed=7/artifacts/evaluation RUN_ID
 
 To look at the runs: make ui, experiment "study", select all, Compare."""
@@ -145,12 +144,13 @@ def listing(study: Study, only: list[str] | None, absent: dict[str, Path]) -> st
     return "\n".join([*lines, "Cells of a method appear once its trials have all been run."])
 
 
-def write_page(study: Study) -> None:
-    """Write the study's page. Raises GemstError when a result cannot be read."""
-    text = study_page.markdown(study, "python -m flows.compare")
-    with atomic_file(PAGE) as temporary:
+def write_page(study: Study, path: Path) -> None:
+    """Write the page of the study in the file `path`. Raises GemstError when a result cannot be read."""
+    command = "python -m flows.compare" if path == STUDY else f"python -m flows.compare {path.as_posix()}"
+    text = study_page.markdown(study, command)
+    with atomic_file(study.page) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    print(PAGE)
+    print(study.page)
 
 
 def main() -> int:
@@ -164,7 +164,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, metavar="M", help="start no cell after M minutes")
     parser.add_argument("--path", action="append", default=[], metavar="DATA=FOLDER", help="where a data set lies")
     parser.add_argument("--list", action="store_true", help="print every cell and what it gave; run nothing")
-    parser.add_argument("--table", action="store_true", help=f"write {PAGE} from the cells there are; run nothing")
+    parser.add_argument("--table", action="store_true", help="write the page of what there is; run nothing")
     given = parser.parse_args()
     for text in given.path:
         if "=" not in text:
@@ -176,7 +176,7 @@ def main() -> int:
             if given.list:
                 print(listing(whole, given.only, away(whole, {name: Path(one) for name, one in paths.items()})))
             if given.table:
-                write_page(whole)
+                write_page(whole, given.study)
         except GemstError as error:
             print(f"compare: {error}", file=sys.stderr)
             return 1

@@ -169,9 +169,9 @@ def append(params: Params = DEFAULT, overrides: Set = None) -> None:
 @app.command(rich_help_panel=USE)
 def recommend(user: User, k: TopK = 10, params: Params = DEFAULT, overrides: Set = None) -> None:
     """Ranked titles for a user: gemst recommend --user 196."""
-    from gemst import stages
+    from gemst.serving import champion
 
-    _print(stages.recommend(_config(params, overrides), user, k), f"Recommended for user {user}")
+    _print(champion.recommend(_config(params, overrides), user, k), f"Recommended for user {user}")
 
 
 @app.command(rich_help_panel=USE)
@@ -183,9 +183,9 @@ def search(
     overrides: Set = None,
 ) -> None:
     """Ranked titles for a user's query: gemst search --user 196 "comedy"."""
-    from gemst import stages
+    from gemst.serving import champion
 
-    _print(stages.search(_config(params, overrides), user, query, k), f"Found for user {user}: {query}")
+    _print(champion.search(_config(params, overrides), user, query, k), f"Found for user {user}: {query}")
 
 
 @app.command(rich_help_panel=LOOK)

@@ -290,48 +290,6 @@ def fetch(config: Config) -> Summary:
     return summary
 
 
-def recommend(config: Config, user: str, k: int) -> pl.DataFrame:
-    """The champion's top-k items for a user: rank, item_id, title, score."""
-    return _serve(config, user, None, k)
-
-
-def search(config: Config, user: str, query: str, k: int) -> pl.DataFrame:
-    """The champion's top-k items for a user's query: rank, item_id, title, score."""
-    if not query.strip():
-        raise GemstError("the query is empty", "Give words to search for, such as `gemst search --user 196 comedy`")
-    return _serve(config, user, query.strip(), k)
-
-
-def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame:
-    import polars as pl
-
-    from gemst import backbone, registry
-    from gemst.data import tables
-    from gemst.ranking import rank
-
-    if not 1 <= k <= 1000:
-        raise GemstError(f"k = {k} is out of bounds", "Ask for 1 to 1000 items")
-    items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
-    events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
-    history = events.filter(pl.col("user_id") == user).sort("timestamp", maintain_order=True)["item_id"].to_list()
-    if not history:
-        raise GemstError(f"user {user!r} has no event", f"Known users are in {layout.VALIDATED / 'events.parquet'}")
-    _set_threads(config)
-    tuned = backbone.load_tuned(registry.champion(config))
-    task = "recommendation" if query is None else "search"
-    asked = pl.DataFrame(
-        {"user_id": [user], "task": [task], "query": [query], "history": [history]},
-        schema_overrides={"query": pl.String, "history": pl.List(pl.String)},
-    )
-    seen = pl.DataFrame({"row": [0] * len(history), "item_id": history}, schema_overrides={"row": pl.UInt32})
-    ranked = rank(tuned, asked, k, config.ranking, seen if config.evaluation.exclude_seen else None)
-    return (
-        ranked.join(items.select("item_id", "title"), on="item_id", how="left")
-        .sort("rank")
-        .select("rank", "item_id", "title", "score")
-    )
-
-
 def compare(config: Config, run_a: str, run_b: str) -> pl.DataFrame:
     """Paired bootstrap between two runs' per-query metrics, per task."""
     import polars as pl

@@ -15,6 +15,7 @@ from gemst import item_ids, layout, stages
 from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.files import read_json
+from gemst.serving import champion
 from tests import tiny_project
 
 
@@ -77,7 +78,7 @@ def test_old_vocabulary_and_norms_keep_their_bits_and_linears_move(ran: Path, mo
 def test_recommend_and_search_return_unseen_titles_best_first(ran: Path, config, monkeypatch) -> None:
     monkeypatch.chdir(ran)
     met = set(pl.read_parquet(layout.VALIDATED / "events.parquet").filter(user_id="u3")["item_id"])
-    for found in (stages.recommend(config, "u3", 3), stages.search(config, "u3", "comedy", 3)):
+    for found in (champion.recommend(config, "u3", 3), champion.search(config, "u3", "comedy", 3)):
         assert found["rank"].to_list() == [1, 2, 3]
         assert found["score"].is_sorted(descending=True)
         assert not met & set(found["item_id"])
@@ -125,7 +126,7 @@ def test_an_appended_item_is_searched_for_and_the_champion_keeps_its_score(ran, 
     published = item_ids.load(layout.ITEM_IDS)
     assert ids.item_id == [*published.item_id, "fresh"]
     assert (ids.codes[:12] == published.codes).all()
-    found = stages.search(config, "u3", "comedy", 12)
+    found = champion.search(config, "u3", "comedy", 12)
     assert {"the old comedy film"} <= set(found["title"])
     assert "i4" not in found["item_id"]
     from gemst.registry.store import connect
@@ -173,4 +174,4 @@ def test_a_stage_before_its_inputs_names_the_command_that_makes_them(
 def test_bad_requests_name_the_bound(ran: Path, config, monkeypatch, user, query, k, says) -> None:
     monkeypatch.chdir(ran)
     with pytest.raises(GemstError, match=says):
-        stages.recommend(config, user, k) if query is None else stages.search(config, user, query, k)
+        champion.recommend(config, user, k) if query is None else champion.search(config, user, query, k)

@@ -47,12 +47,15 @@ class Table(_Part):
     data: list[str]
     seeds: list[int] = Field(min_length=1)
     against: str
+    judged: bool = Field(True, description="whether the page says which targets `against` reached")
 
 
 class Study(_Part):
     """The whole comparison, as configs/study.yaml holds it."""
 
     name: str
+    title: str = Field("Ways to tune one model for search and recommendation", description="the page's headline")
+    page: Path = Field(Path("docs/study.md"), description="where `--table` writes it")
     base: Path = Field(Path("params.yaml"), description="what every cell starts from")
     results: Path = Field(Path("benchmarks/results/study"), description="one small JSON per cell: commit them")
     work: Path = Field(Path("artifacts/study"), description="one folder per cell; per-query results stay there")

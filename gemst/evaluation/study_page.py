@@ -31,12 +31,12 @@ def markdown(study: Study, command: str) -> str:
     """
     pairs = _Pairs(study)
     lines = [
-        f"# {study.name.capitalize()}: ways to tune one model for search and recommendation", "",
-        f"Made by `{command} --table` from the cells under `{study.results.as_posix()}`, which configs/study.yaml",
-        "defines. Scores: NDCG@10 over the full catalogue on the test examples, items of the user's past left out for",
-        "all alike, mean ± standard deviation over seeds; joint: harmonic mean of the two tasks. Differences (Δ) are",
-        "paired by query, seeds averaged, with 95 % bootstrap intervals over users: positive means that the first row",
-        "is ahead, **bold** that zero lies outside.", "",
+        f"# {study.title}", "",
+        f"Made by `{command} --table` from the cells under `{study.results.as_posix()}`.",
+        "Scores: NDCG@10 over the full catalogue on the test examples, items of the user's past left out for all,",
+        "mean ± standard deviation over seeds; joint: harmonic mean of the two tasks. Differences (Δ) are paired by",
+        "query, seeds averaged, with 95 % bootstrap intervals over users: positive means that the first row is ahead,",
+        "**bold** that zero lies outside.", "",
     ]  # fmt: skip
     for key, table in study.tables.items():
         lines += [f"## {table.title}", ""]
@@ -62,7 +62,7 @@ def _part(study: Study, table: Table, data: str, pairs: _Pairs, command: str) ->
     lines += _references(study, data, rows)
     lines += _costs(study, rows)
     lines += _choices(study, table, data)
-    return lines + _targets(study, table, data, rows, pairs)
+    return lines + (_targets(study, table, data, rows, pairs) if table.judged else [])
 
 
 def _results(study: Study, table: Table, data: str, method: str) -> Results:
@@ -161,25 +161,31 @@ def _reader(results: Results) -> Callable[[Callable[[dict[str, Any]], float], st
 
 
 def _choices(study: Study, table: Table, data: str) -> list[str]:
-    """Every trial and its validation score: how the settings were chosen."""
+    """Every trial, its validation score and what it forgot: how the settings were chosen, and at what price."""
     body = []
     for method in table.methods:
         if study.methods[method].like is None:
             cells = studies.trials(study, data, method, table.seeds[0])
             found = [studies.result(study, cell) for cell in cells]
-            scores = [one["valid"]["joint"] if one else None for one in found]
-            best = max((score for score in scores if score is not None), default=None)
+            best = max((one["valid"]["joint"] for one in found if one), default=None)
             settings = [", ".join(f"{name.split('.', 1)[1]} {value}" for name, value in one.items())
                         for one in study.methods[method].trials]  # fmt: skip
-            told = [f"{setting}: {_NONE if score is None else _bold(f'{score:.4f}', score == best)}"
-                    for setting, score in zip(settings, scores, strict=True)]  # fmt: skip
+            told = [f"{setting}: {_trial(one, best)}" for setting, one in zip(settings, found, strict=True)]
             body.append([study.methods[method].label, *told])
     if not body:
         return []
     head = ["", *(f"trial {number}" for number in range(1, len(body[0])))]
     budget = f", with {study.trial_set}" if study.trial_set else ""
-    return [f"Trials{budget}: validation NDCG@10 (harmonic mean of the tuned tasks), the chosen one bold:", "",
-            *_table(head, body), ""]  # fmt: skip
+    return [f"Trials{budget}: validation NDCG@10 (harmonic mean of the tuned tasks), the chosen one bold, and the KL",
+            "from the backbone on general text where it was taken:", "", *_table(head, body), ""]  # fmt: skip
+
+
+def _trial(found: dict[str, Any] | None, best: float | None) -> str:
+    if found is None:
+        return _NONE
+    score = found["valid"]["joint"]
+    drift = f", KL {found['drift']['kl']:.4f}" if "drift" in found else ""
+    return _bold(f"{score:.4f}", score == best) + drift
 
 
 def _targets(study: Study, table: Table, data: str, rows: dict[str, Results], pairs: _Pairs) -> list[str]:

@@ -154,13 +154,14 @@ def _identity(config: Config, train: pl.DataFrame, ids: ItemIds, *made: Path) ->
 
 
 def _certificate(config: Config, method: Any, after: dict[str, Tensor]) -> dict[str, float]:
-    """Leak of the whole change of every layer, against the weights on disk."""
+    """Leak of the whole change of every layer, against the weights on disk; `after` is settled first."""
     if not hasattr(method, "certificate") or config.null_space.rule == "none":
         return {}
     from gemst import backbone
 
     before, _ = backbone.load(config.backbone)
     named = {name: before.get_parameter(f"{name}.weight").detach() for name in method.attached.layers}
+    method.settle(named, after)
     leaks: dict[str, float] = method.certificate(named, after)
     return leaks
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from gemst.backbone import Tuned
     from gemst.config import Config
 
-_SAMPLE = 256  # trained items whose titles the model is asked for, to learn the mean answer
+_SAMPLE = 256  # trained items whose titles the model is asked for, and made-up histories, to learn its mean answers
+_HISTORY = 10  # items in such a history
+_UNPOPULAR = 0.1  # the share of trained items that stands below a new one when nobody asks for anything
 _BATCH = 32
 
 
@@ -62,7 +64,8 @@ def _rows(tuned: Tuned, items: pl.DataFrame, new: list[str]) -> tuple[Tensor, Te
     """Input and output rows (len(new), d) of the items `new`.
 
     Where a row lies from the mean trained row says what tells the item apart: for the input its text, as at the start
-    of tuning; for the output the state in which the model itself answers a search for the item's title.
+    of tuning; for the output the state in which the model itself answers a search for the item's title. To a history
+    alone a new item is as likely an answer as items that are hardly ever clicked (`calm`).
     """
     from gemst import backbone
 
@@ -73,19 +76,29 @@ def _rows(tuned: Tuned, items: pl.DataFrame, new: list[str]) -> tuple[Tensor, Te
     tokens = torch.from_numpy(listed["row"].to_numpy().astype("int64")) + tuned.first
     words = [backbone.text_rows(tuned.model, tuned.tokenizer, item_texts(table)) for table in (listed, fresh)]
     sample = listed.sample(min(_SAMPLE, len(listed)), seed=0)
-    answers = [_answers(tuned, table["title"]) for table in (sample, fresh)]
+    known_answers, new_answers = (_answers(tuned, table["title"]) for table in (sample, fresh))
+    pasts = _pasts(listed["item_id"], len(sample))
+    searches = torch.stack([known_answers.mean(0), _answers(tuned, sample["title"], pasts).mean(0)])
+    history = _answers(tuned, pl.Series([None] * len(sample), dtype=pl.String), pasts).mean(0)
     inputs, head = backbone.vocabulary(tuned.model).detach(), backbone.output_head(tuned.model).weight.detach()
-    return place(inputs[tokens], *words), place(head[tokens], *answers)
+    outputs = place(head[tokens], known_answers, new_answers)
+    return place(inputs[tokens], *words), calm(outputs, head[tokens], history, searches)
+
+
+def _pasts(item_ids: pl.Series, count: int) -> pl.Series:
+    """`count` histories of items drawn at random."""
+    drawn = item_ids.sample(count * _HISTORY, with_replacement=True, seed=1)
+    return drawn.reshape((count, _HISTORY)).cast(pl.List(pl.String))
 
 
 @torch.inference_mode()
-def _answers(tuned: Tuned, titles: pl.Series) -> Tensor:
-    """States (len(titles), d) float32 that predict the ID when a user without history searches for a title."""
+def _answers(tuned: Tuned, queries: pl.Series, histories: pl.Series | None = None) -> Tensor:
+    """States (len(queries), d) float32 that predict the ID for a query, or for none (null), after a history if any."""
     from gemst.ranking.context import encode
     from gemst.ranking.ranker import batches
 
-    asked = pl.DataFrame({"query": titles}).select("query", history=pl.lit([], dtype=pl.List(pl.String)))
-    prompts = tuned.prompter.encode(asked)
+    past = pl.lit([], dtype=pl.List(pl.String)) if histories is None else histories
+    prompts = tuned.prompter.encode(pl.DataFrame({"query": queries}).select("query", past.alias("history")))
     states = torch.zeros(len(prompts), tuned.model.config.hidden_size)
     for batch in batches(prompts, _BATCH):
         found = encode(tuned.model, [prompts[row] for row in batch], branches=False).states
@@ -102,3 +115,17 @@ def place(trained: Tensor, known: Tensor, new: Tensor) -> Tensor:
     away = new.clone() - known.mean(0)
     length = (trained - mean).norm(dim=1).mean()
     return mean + away * (length / away.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+
+def calm(rows: Tensor, trained: Tensor, history: Tensor, searches: Tensor) -> Tensor:
+    """`rows` (m, d), whose logits in the state `history` (d,) are lowered to that of an unpopular `trained` row.
+
+    `history` is the mean state after a history without a query. Rows change along the part of it alone that the mean
+    states of `searches` (k, d) lack, so that the mean search ranks them as before.
+    """
+    shared = torch.linalg.qr(searches.T).Q
+    own = history - shared @ (shared.T @ history)
+    if own.norm() < 0.1 * history.norm():  # the model hears no difference between the tasks
+        return rows
+    surplus = (rows @ history - (trained @ history).quantile(_UNPOPULAR)).clamp(min=0)
+    return rows - surplus[:, None] * own / own.dot(history)

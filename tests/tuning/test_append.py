@@ -16,7 +16,7 @@ from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.files import write_json
 from gemst.ranking import rank
-from gemst.tuning.append import append, place
+from gemst.tuning.append import append, calm, place
 from tests.ranking.tiny import FAMILIES, tokenizer
 
 WORDS = ["comedy", "drama", "old", "film"]
@@ -79,11 +79,6 @@ def test_an_atomic_append_adds_rows_and_keeps_every_old_bit(family: str, tmp_pat
     assert old.keys() == new.keys()
     for name, weight in old.items():
         assert torch.equal(new[name][: len(weight)] if weight.dim() else new[name], weight), name
-    listed = [before.first + row for row in range(16) if row != 3]
-    trained = backbone.output_head(before.model).weight[listed]
-    grown = backbone.output_head(after.model).weight[known : known + 4]
-    centre = trained.mean(0)
-    torch.testing.assert_close((grown - centre).norm(dim=1).mean(), (trained - centre).norm(dim=1).mean())
     found = rank(after, ask(["i0", "i17"], "old film"), 20, Config().ranking)["item_id"].to_list()
     assert sorted(found) == sorted(now["item_id"])
     spelled = after.prompter.suffixes(["<item_19>"])[0]
@@ -133,3 +128,15 @@ def test_placed_rows_lie_as_far_from_the_mean_as_trained_ones() -> None:
     rows = place(trained, known, new) - trained.mean(0)
     torch.testing.assert_close(rows.norm(dim=1), (trained - trained.mean(0)).norm(dim=1).mean().expand(4))
     assert (cosine_similarity(rows, new - known.mean(0)) > 0.9999).all()
+
+
+def test_a_calm_row_is_unpopular_after_a_history_and_stays_where_it_is_for_searches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    trained, rows = (torch.randn(n, 8, generator=generator) for n in (50, 6))
+    history, searches = torch.randn(8, generator=generator), torch.randn(2, 8, generator=generator)
+    low = (trained @ history).quantile(0.1)
+    lowered = calm(rows, trained, history, searches)
+    torch.testing.assert_close(lowered @ history, (rows @ history).clamp(max=float(low)))
+    torch.testing.assert_close(lowered @ searches.T, rows @ searches.T)
+    assert ((rows @ history) > low).any()
+    torch.testing.assert_close(calm(rows, trained, searches[0] + searches[1], searches), rows)

@@ -116,6 +116,19 @@ class GemsMethod:
             layer.widen()
         self.attached.detach()
 
+    @torch.no_grad()
+    def settle(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+        """W = W0 + P (W - W0) for the tensors of `after`, in place: every step's rounding of W to float32 leaves P.
+
+        A bfloat16 weight with its remainder stays as it is.
+        """
+        for name, layer in self.attached.layers.items():
+            space, weight = self.projectors.get(name), after[name]
+            if space is not None and weight.dtype == torch.float32:
+                change = (weight - before[name]).double()
+                held = space(change).t() if layer.transposed else space(change.t().contiguous())
+                weight.copy_(before[name] + held.t())
+
     def certificate(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
         """|dW K0| / (|dW| |K0|) by layer, K0 the directions general text uses; weights before and after by name."""
         leaks = {}

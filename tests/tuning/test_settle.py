@@ -1,0 +1,32 @@
+"""What float32 rounds away step by step is taken out of the change at the end."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gemst.tuning.methods.gems import GemsMethod
+from gemst.tuning.null_space import Range
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("complement", [False, True])
+def test_a_settled_change_leaks_one_rounding_not_that_of_every_step(transposed: bool, complement: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    space = Range(torch.linalg.qr(torch.randn(16, 6, generator=generator)).Q, complement)
+    before = torch.randn(12, 16, generator=generator)
+    after = before.clone()
+    for _ in range(400):
+        after += 1e-6 * space(torch.randn(16, 12, generator=generator)).t()
+    layers = {"w": SimpleNamespace(transposed=transposed), "free": SimpleNamespace(transposed=False)}
+    method = SimpleNamespace(attached=SimpleNamespace(layers=layers), projectors={"w": space})
+    kept = [before.t().contiguous(), after.t().contiguous()] if transposed else [before, after]
+    settled = {"w": kept[1].clone(), "free": after.clone()}
+    leaks = [GemsMethod.certificate(method, {"w": kept[0], "free": before}, {"w": kept[1], "free": after})["w"]]
+    GemsMethod.settle(method, {"w": kept[0], "free": before}, settled)
+    leaks += [GemsMethod.certificate(method, {"w": kept[0], "free": before}, settled)["w"]]
+    assert leaks[1] < leaks[0] / 5
+    torch.testing.assert_close(settled["w"] - kept[0], kept[1] - kept[0], atol=5e-6, rtol=0)
+    assert torch.equal(settled["free"], after)
