@@ -140,9 +140,7 @@ def experiment(client: MlflowClient, name: str) -> str:
     if found is None:
         # Said once and for all: MLflow's UI would otherwise put the artefacts where it was started.
         location = (layout.MLRUNS / "artifacts").resolve().as_uri() if is_local() else None
-        # The UI takes an experiment for one of prompts and traces otherwise, and hides the model runs' pages.
-        kind = {"mlflow.experimentKind": "custom_model_development"}
-        made: str = client.create_experiment(name, artifact_location=location, tags=kind)
+        made: str = client.create_experiment(name, artifact_location=location)
         return made
     if found.lifecycle_stage == "deleted":
         raise GemstError(
