@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from gemst import cli, stages
 from gemst.progress import Summary
+from gemst.serving import champion
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
@@ -82,7 +83,7 @@ def test_results_are_a_table_of_tabs_in_a_pipe(project, monkeypatch):
     monkeypatch.chdir(project)
     asked = []
     frame = pl.DataFrame({"rank": [1], "item_id": ["5"], "title": ["Heat"], "score": [-1.5]})
-    monkeypatch.setattr(stages, "search", lambda config, user, query, k: asked.append((user, query, k)) or frame)
+    monkeypatch.setattr(champion, "search", lambda config, user, query, k: asked.append((user, query, k)) or frame)
     shown = CliRunner().invoke(cli.app, ["search", "--user", "196", "--k", "3", "a comedy"])
     assert asked == [("196", "a comedy", 3)]
     assert shown.stdout == "rank\titem_id\ttitle\tscore\n1\t5\tHeat\t-1.5\n"
