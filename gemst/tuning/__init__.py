@@ -110,7 +110,7 @@ def run(
     weights = on_first(tensors(item_model, method))
     if not processes.first:
         return outcome
-    leaks = _certificate(config, method, weights)
+    leaks = _held(config, method, weights)
     if processes.sharded:  # shards cannot be taken off a model: a fresh one takes the tuned weights
         model, tokenizer = _fresh(config, ids, method, weights, white)
         tuned = backbone.Tuned(model, tokenizer, ids, first, prompter)
@@ -153,8 +153,8 @@ def _identity(config: Config, train: pl.DataFrame, ids: ItemIds, *made: Path) ->
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _certificate(config: Config, method: Any, after: dict[str, Tensor]) -> dict[str, float]:
-    """Leak of the whole change of every layer, against the weights on disk; `after` is settled first."""
+def _held(config: Config, method: Any, after: dict[str, Tensor]) -> dict[str, float]:
+    """Settle the change of every layer in `after` inside its null space; its leak, against the weights on disk."""
     if not hasattr(method, "certificate") or config.null_space.rule == "none":
         return {}
     from gemst import backbone
