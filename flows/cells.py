@@ -195,6 +195,11 @@ def _result(study: Study, cell: Cell, folder: Path) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    from importlib.metadata import version
+    """What seconds and roundings of a cell depend on: `tuning.precision: auto` follows bf16."""
+    import torch
 
-    return {"cores": os.cpu_count(), "processor": platform.machine(), "torch": version("torch")}
+    return {
+        "cores": os.cpu_count(), "processor": platform.machine(), "torch": torch.__version__,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "bf16": torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False),
+    }  # fmt: skip
