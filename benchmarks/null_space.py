@@ -29,10 +29,10 @@ from gemst.progress import track
 from gemst.prompts import Prompter
 from gemst.tuning import null_space
 from gemst.tuning.batches import Batch, make_batches
-from gemst.tuning.loop import precision
 from gemst.tuning.methods import Facts, make
 from gemst.tuning.model import ItemModel
 from gemst.tuning.norm import freeze_norms
+from gemst.tuning.precision import autocast
 from gemst.tuning.rows import start_rows
 from gemst.tuning.subspace import joined, matching
 
@@ -133,7 +133,7 @@ def losses_of(items: ItemModel, method: Any, batch: Batch, config: Config) -> Fa
     """One forward and backward pass; the tasks' mean losses."""
     method.prepare(batch.targets, observe=False)
     method.enter(batch)
-    with precision(config.tuning.precision, torch.device("cpu")):
+    with autocast(config.tuning.precision, torch.device("cpu")):
         each = items(batch)
     method.backward(each / len(each), batch)
     rec, src = each.detach()[: batch.targets[0]], each.detach()[batch.targets[0] :]

@@ -198,8 +198,11 @@ def _machine() -> dict[str, Any]:
     """What seconds and roundings of a cell depend on: `tuning.precision: auto` follows bf16."""
     import torch
 
+    from gemst.tuning.precision import native_bf16
+
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "cores": os.cpu_count(), "processor": platform.machine(), "torch": torch.__version__,
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "bf16": torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False),
+        "bf16": native_bf16(place),
     }  # fmt: skip

@@ -132,8 +132,9 @@ def null_space(config: Config) -> Summary:
         _set_threads(config)
         model, tokenizer = backbone.load(config.backbone)
         manifest = room.build(
-            model, tokenizer, matching(model, config.tuning.modules), calibration, config.null_space, layout.NULL_SPACE
-        )
+            model, tokenizer, matching(model, config.tuning.modules), calibration, config.null_space, layout.NULL_SPACE,
+            config.tuning.precision,
+        )  # fmt: skip
         kept = sum(site["dimensions"] for site in manifest["sites"].values())
         width = sum(site["width"] for site in manifest["sites"].values())
         summary.read["tokens"] = manifest["tokens"]

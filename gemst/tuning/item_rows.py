@@ -43,8 +43,8 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
     from gemst.files import atomic_folder, write_json
     from gemst.prompts import Prompter
     from gemst.tuning.batches import make_batches
-    from gemst.tuning.loop import precision
     from gemst.tuning.model import ItemModel
+    from gemst.tuning.precision import autocast
 
     torch.manual_seed(config.seed)
     settings, place = config.item_rows, torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,7 +60,7 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
     manifest: dict[str, Any] = {"ids": _identity(ids), "tokens": 0, "targets": 0, "levels": []}
     base: Tensor | None = None
     if settings.popularity or settings.tokens:
-        with torch.inference_mode(), precision(config.tuning.precision, place):
+        with torch.inference_mode(), autocast(config.tuning.precision, place):
             states, labels, level, manifest["tokens"] = _collect(item_model, batches, max(settings.tokens, 1), place)
         if settings.popularity:
             item_model.start_popular(popularity(ids, train), states, level)

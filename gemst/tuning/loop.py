@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from gemst.tuning.drift_limit import Brake, DriftLimit
 from gemst.tuning.methods import Facts, Method
 from gemst.tuning.model import ItemModel
 from gemst.tuning.parallel import Processes, whole
+from gemst.tuning.precision import autocast
 
 _OBSERVE_EVERY = 20
 _TIMED_STEPS = 20  # how often a time limit looks at the clock
@@ -41,13 +41,6 @@ class State:
     brake: Brake = field(default_factory=Brake)
     curves: list[tuple[int, str, float]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
-
-
-def precision(setting: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The autocast context of `tuning.precision`; auto is bf16 where the processor multiplies it natively."""
-    native = device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-    enabled = setting.startswith("bf16") or (setting == "auto" and native)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def rate(tuning: Tuning, step: int, total: int) -> float:
@@ -194,7 +187,7 @@ def _backward(
     for number, batch in enumerate(micro):
         method.enter(batch)
         with processes.reducing(model, last=number == len(micro) - 1):
-            with precision(tuning.precision, processes.device):
+            with autocast(tuning.precision, processes.device):
                 losses = model(batch)
             method.backward(losses / ((rec + src) / processes.count), batch)
         by_row = losses.detach().float()

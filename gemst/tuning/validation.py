@@ -8,9 +8,9 @@ import polars as pl
 
 from gemst.backbone import Tuned
 from gemst.prompts import TASKS
-from gemst.tuning.loop import precision
 from gemst.tuning.model import ItemModel
 from gemst.tuning.parallel import Processes
+from gemst.tuning.precision import autocast
 
 if TYPE_CHECKING:
     from gemst.config import Config
@@ -58,7 +58,7 @@ class Validation:
         from gemst.ranking import rank
 
         self.items.eval()
-        with self.processes.unsharded(self.items), precision(self.config.tuning.precision, self.processes.device):
+        with self.processes.unsharded(self.items), autocast(self.config.tuning.precision, self.processes.device):
             self.items.fold()
             ranked = rank(self.tuned, self.examples, 10, self.config.ranking, self.seen)
         relevant = (
