@@ -35,8 +35,8 @@ def validate(tables: Path, validated: Path, quarantine: Path, validation: Path) 
 
     The report (also `validation`/report.json) has rows_in and rows_out per table, quarantined by "table: reason",
     expectations (how many hold), failed (names), profile, and accepted: the profile the next version is compared with.
-    Raises GemstError when an expectation fails for a table; the report and the Data Docs are written first, and
-    `validated` and `quarantine` are left as they were.
+    Raises GemstError when an expectation fails for a table; the report, the Data Docs and the quarantine, which holds
+    the rows to mend, are written first, and `validated` is left as it was.
     """
     items, events = read_items(tables / "items.parquet"), read_events(tables / "events.parquet")
     now = dt.datetime.now(dt.UTC)
@@ -58,14 +58,16 @@ def validate(tables: Path, validated: Path, quarantine: Path, validation: Path) 
             "accepted": previous if failed else profile,
         }
         write_json(folder / "report.json", report)
-    if failed:
-        fix = f"Look at {validation / 'docs' / 'index.html'}"
-        if all(name.startswith("versions: ") for name in failed):
-            fix += f"; to accept a real change of the data, delete {validation}"
-        raise GemstError(f"{len(failed)} expectations fail: {'; '.join(failed)}", fix)
     with atomic_folder(quarantine) as folder:
         items.with_columns(why_items).filter(why_items.is_not_null()).write_parquet(folder / "items.parquet")
         events.with_columns(why_events).filter(why_events.is_not_null()).write_parquet(folder / "events.parquet")
+    if failed:
+        fix = f"Look at {validation / 'docs' / 'index.html'}"
+        if report["quarantined"]:
+            fix += f"; the rows and what is wrong with each are in {quarantine}"
+        if all(name.startswith("versions: ") for name in failed):
+            fix += f"; to accept a real change of the data, delete {validation}"
+        raise GemstError(f"{len(failed)} expectations fail: {'; '.join(failed)}", fix)
     with atomic_folder(validated) as folder:
         write_items(good_items, folder / "items.parquet")
         write_events(good_events, folder / "events.parquet")

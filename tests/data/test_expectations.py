@@ -119,3 +119,15 @@ def test_no_good_event_left_is_an_error(tmp_path):
     items, events = log()
     with pytest.raises(GemstError, match="item is listed"):
         validate(tmp_path, items, events.with_columns(item_id=pl.lit("nowhere")))
+
+
+def test_a_refused_table_leaves_its_bad_rows_with_reasons_and_the_good_ones_of_before(tmp_path):
+    items, events = log()
+    validate(tmp_path, items, events)
+    before = (tmp_path / "validated" / "events.parquet").read_bytes()
+    with pytest.raises(GemstError, match=r"timestamp is given.*are in .*quarantine"):
+        validate(tmp_path, items, events.with_columns(timestamp=pl.lit(None, events.schema["timestamp"])))
+    bad = pl.read_parquet(tmp_path / "quarantine" / "events.parquet")
+    assert len(bad) == len(events)
+    assert bad["reason"].unique().to_list() == ["timestamp is missing or not a time"]
+    assert (tmp_path / "validated" / "events.parquet").read_bytes() == before
