@@ -24,8 +24,8 @@ from flows.commands import run
 from gemst import config, layout
 from gemst.config import Config
 from gemst.errors import GemstError
-from gemst.evaluation.study import Cell, Study, result_path
-from gemst.files import read_json, write_json
+from gemst.evaluation.study import HEADLINE, Cell, Study, queries_path, result_path
+from gemst.files import atomic_file, read_json, write_json
 from gemst.provenance import code_tags
 from gemst.registry.runs import name_cell
 from gemst.registry.store import DATABASE
@@ -64,6 +64,9 @@ def run_cell(study: Study, cell: Cell, paths: dict[str, Path], parent: str, say:
                 )
                 write_json(folder / "tuned.json", full.model_dump(mode="json"))
     found = _result(study, cell, folder)
+    if not cell.trial:
+        with atomic_file(queries_path(study, cell)) as place:
+            headline(pl.read_parquet(folder / layout.EVALUATION / "per_query.parquet")).write_parquet(place)
     write_json(result_path(study, cell), found)
     shutil.rmtree(folder / layout.MODEL, ignore_errors=True)
     return found
@@ -192,6 +195,12 @@ def _result(study: Study, cell: Cell, folder: Path) -> dict[str, Any]:
             },
         }  # fmt: skip
     return found
+
+
+def headline(per_query: pl.DataFrame) -> pl.DataFrame:
+    """The model's NDCG@10 of every query over the full catalogue: what paired intervals of a study need."""
+    columns = ("ranker", "protocol", "row", "user_id", "task", "timestamp", HEADLINE)
+    return per_query.filter(ranker="model", protocol="full").select(columns).cast({HEADLINE: pl.Float32})
 
 
 def _machine() -> dict[str, Any]:

@@ -20,6 +20,8 @@ from gemst.config import Config, load
 from gemst.errors import GemstError
 from gemst.files import read_json, require
 
+HEADLINE = "ndcg@10"  # what a study's cells are compared by
+
 Settings = dict[str, Any]  # {"tuning.lr": 0.001}: parameters of params.yaml by their dotted names
 
 # What a result does not depend on, or is a cell's own.
@@ -57,8 +59,8 @@ class Study(_Part):
     title: str = Field("Ways to tune one model for search and recommendation", description="the page's headline")
     page: Path = Field(Path("docs/study.md"), description="where `--table` writes it")
     base: Path = Field(Path("params.yaml"), description="what every cell starts from")
-    results: Path = Field(Path("benchmarks/results/study"), description="one small JSON per cell: commit them")
-    work: Path = Field(Path("artifacts/study"), description="one folder per cell; per-query results stay there")
+    results: Path = Field(Path("benchmarks/results/study"), description="two small files per cell: commit them")
+    work: Path = Field(Path("artifacts/study"), description="one folder per cell: its models and reports")
     set: Settings = Field({}, description="settings of every cell: the budget, above all")
     trial_set: Settings = Field(
         {}, description="settings of trials alone, such as a smaller budget; trials are then not tested, only validated"
@@ -136,6 +138,11 @@ def make(study: Study, data: str, method: str, settings: Settings, seed: int, tr
 
 def result_path(study: Study, cell: Cell) -> Path:
     return study.results / f"{cell.name}.json"
+
+
+def queries_path(study: Study, cell: Cell) -> Path:
+    """The cell's score for every test query, as `gemst.evaluation.significance` reads them."""
+    return study.results / f"{cell.name}.parquet"
 
 
 def result(study: Study, cell: Cell) -> dict[str, Any] | None:

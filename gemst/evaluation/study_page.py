@@ -9,15 +9,13 @@ from typing import Any
 
 import polars as pl
 
-from gemst import layout
 from gemst.evaluation import study as studies
-from gemst.evaluation.metrics import METRICS, harmonic_mean
+from gemst.evaluation.metrics import harmonic_mean
 from gemst.evaluation.significance import JOINT, paired_bootstrap
-from gemst.evaluation.study import Cell, Study, Table
-from gemst.files import read_json, write_json
+from gemst.evaluation.study import HEADLINE, Cell, Study, Table
+from gemst.files import read_json
 from gemst.prompts import TASKS
 
-HEADLINE = "ndcg@10"
 RISE = 0.005  # the most that perplexity on general text may rise
 _NONE = "·"
 
@@ -25,11 +23,7 @@ Results = list[tuple[Cell, dict[str, Any]]]  # one method's cells of a table and
 
 
 def markdown(study: Study, command: str) -> str:
-    """The whole page; `command` runs the study. Reads and keeps the paired intervals in `results`/paired.json.
-
-    Intervals need the per-query results in the work folder: where those are gone, the kept ones are printed.
-    """
-    pairs = _Pairs(study)
+    """The whole page; `command` runs the study."""
     lines = [
         f"# {study.title}", "",
         f"Made by `{command} --table` from the cells under `{study.results.as_posix()}`.",
@@ -41,15 +35,14 @@ def markdown(study: Study, command: str) -> str:
     for key, table in study.tables.items():
         lines += [f"## {table.title}", ""]
         for data in table.data:
-            lines += _part(study, table, data, pairs, command)
+            lines += _part(study, table, data, command)
         lines += [f"Remake: `{command}`, or one method with `--only 'DATA/METHOD/*'` (table `{key}`).", ""]
     if study.notes:
         lines += ["## What was found", "", *(line for note in study.notes for line in (note, ""))]
-    pairs.keep()
     return "\n".join(lines)
 
 
-def _part(study: Study, table: Table, data: str, pairs: _Pairs, command: str) -> list[str]:
+def _part(study: Study, table: Table, data: str, command: str) -> list[str]:
     """One data set of a table."""
     rows = {method: _results(study, table, data, method) for method in table.methods}
     missing = [f"{method} (seeds {', '.join(map(str, seeds))})" for method, seeds in _missing(study, table, data)]
@@ -58,11 +51,11 @@ def _part(study: Study, table: Table, data: str, pairs: _Pairs, command: str) ->
         lines += [f"**Not measured yet:** {'; '.join(missing)}.", ""]
     if not any(rows.values()):
         return [*lines, f"No cell of {data} has a result. `{command} --list --only '{data}/*'` lists them.", ""]
-    lines += _quality(study, table, rows, pairs)
+    lines += _quality(study, table, rows)
     lines += _references(study, data, rows)
     lines += _costs(study, rows)
     lines += _choices(study, table, data)
-    return lines + (_targets(study, table, data, rows, pairs) if table.judged else [])
+    return lines + (_targets(study, table, data, rows) if table.judged else [])
 
 
 def _results(study: Study, table: Table, data: str, method: str) -> Results:
@@ -86,7 +79,7 @@ def _own(study: Study, method: str) -> tuple[str, ...]:
     return TASKS if task == "both" else (task,)
 
 
-def _quality(study: Study, table: Table, rows: dict[str, Results], pairs: _Pairs) -> list[str]:
+def _quality(study: Study, table: Table, rows: dict[str, Results]) -> list[str]:
     head = ["", *TASKS, JOINT, *(f"Δ {task}" for task in (*TASKS, JOINT)), "seeds"]
     body = []
     for method, results in sorted(rows.items(), key=lambda row: row[0] != table.against):
@@ -96,7 +89,7 @@ def _quality(study: Study, table: Table, rows: dict[str, Results], pairs: _Pairs
         scores = [_spread([found["test"][task][HEADLINE] for _, found in results]) if task in own else _NONE
                   for task in TASKS]  # fmt: skip
         joint = _spread([found["test"][JOINT] for _, found in results]) if len(own) > 1 else _NONE
-        against = pairs.get(results, rows[table.against]) if method != table.against else {}
+        against = _difference_of(study, results, rows[table.against]) if method != table.against else {}
         tasks = (*own, *([JOINT] if len(own) > 1 else []))
         differences = [_difference(against.get(task)) if task in tasks else _NONE for task in (*TASKS, JOINT)]
         body.append([study.methods[method].label, *scores, joint, *differences, str(len(results))])
@@ -188,7 +181,7 @@ def _trial(found: dict[str, Any] | None, best: float | None) -> str:
     return _bold(f"{score:.4f}", score == best) + drift
 
 
-def _targets(study: Study, table: Table, data: str, rows: dict[str, Results], pairs: _Pairs) -> list[str]:
+def _targets(study: Study, table: Table, data: str, rows: dict[str, Results]) -> list[str]:
     """What the study set out to reach, and whether it did."""
     ours = rows[table.against]
     if not ours:
@@ -212,7 +205,7 @@ def _targets(study: Study, table: Table, data: str, rows: dict[str, Results], pa
             held.append(
                 (f"ahead of {label} on {own[0]}: {score[own[0]]:.4f} against {alone:.4f}", score[own[0]] > alone)
             )
-        against = pairs.get(results, ours)
+        against = _difference_of(study, results, ours)
         behind = [task for task in own if task in against and against[task]["difference_high"] < 0]
         told = f"behind on {' and '.join(behind)}" if behind else "not behind"
         held.append((f"not significantly behind {label} on a task: {told}", not behind))
@@ -230,52 +223,29 @@ def _targets(study: Study, table: Table, data: str, rows: dict[str, Results], pa
             *(f"- {'reached' if good else '**missed**'}: {text}" for text, good in held), ""]  # fmt: skip
 
 
-class _Pairs:
-    """Paired differences between two methods' cells, from per-query results, or as they were kept."""
+def _difference_of(study: Study, theirs: Results, ours: Results) -> dict[str, dict[str, float]]:
+    """By task and joint: difference (ours - theirs), difference_low, difference_high; empty if unknown.
 
-    def __init__(self, study: Study) -> None:
-        self._study, self._path = study, study.results / "paired.json"
-        self._kept: dict[str, Any] = read_json(self._path) if self._path.exists() else {}
-        self._used: dict[str, Any] = {}
-
-    def get(self, theirs: Results, ours: Results) -> dict[str, dict[str, float]]:
-        """By task and joint: difference (ours - theirs), difference_low, difference_high, p; empty if unknown."""
-        seeds = {cell.seed for cell, _ in theirs} & {cell.seed for cell, _ in ours}
-        sides = [[cell.name for cell, _ in results if cell.seed in seeds] for results in (theirs, ours)]
-        made = [[found["made"] for cell, found in results if cell.seed in seeds] for results in (theirs, ours)]
-        key = " + ".join(sides[0]) + " | " + " + ".join(sides[1])
-        if not seeds:
-            return {}
-        if key not in self._used:
-            known = self._kept.get(key)
-            self._used[key] = (
-                known if known and known["made"] == made else {"made": made, "tasks": self._measure(sides)}
-            )
-        tasks: dict[str, dict[str, float]] = self._used[key]["tasks"]
-        return tasks
-
-    def _measure(self, sides: list[list[str]]) -> dict[str, dict[str, float]]:
-        paths = [
-            [self._study.work / name / layout.EVALUATION / "per_query.parquet" for name in names] for names in sides
-        ]
-        if not all(path.exists() for side in paths for path in side):
-            return {}
-        lines = paired_bootstrap(*(_averaged(side) for side in paths), metrics=[HEADLINE])
-        wanted = ("difference", "difference_low", "difference_high", "p")
-        return {line["task"]: {name: line[name] for name in wanted} for line in lines.to_dicts()}
-
-    def keep(self) -> None:
-        """Write what was measured: the per-query results are not committed."""
-        if self._used:
-            write_json(self._path, {**self._kept, **{key: one for key, one in self._used.items() if one["tasks"]}})
+    Over the seeds for which both sides have scores by query.
+    """
+    places = [
+        {cell.seed: path for cell, _ in side if (path := studies.queries_path(study, cell)).exists()}
+        for side in (theirs, ours)
+    ]
+    seeds = places[0].keys() & places[1].keys()
+    if not seeds:
+        return {}
+    tables = [_averaged([paths[seed] for seed in sorted(seeds)]) for paths in places]
+    lines = paired_bootstrap(*tables, metrics=[HEADLINE])
+    wanted = ("difference", "difference_low", "difference_high")
+    return {line["task"]: {name: line[name] for name in wanted} for line in lines.to_dicts()}
 
 
 def _averaged(paths: Sequence[Path]) -> pl.DataFrame:
-    """The model's per-query results, averaged over seeds."""
-    every = pl.concat([pl.read_parquet(path).filter(ranker="model", protocol="full") for path in paths])
-    names = [name for name in every.columns if name.split("@")[0] in METRICS]
+    """Scores by query, averaged over seeds."""
+    every = pl.concat([pl.read_parquet(path) for path in paths])
     keys = ["ranker", "protocol", "row", "user_id", "task", "timestamp"]
-    return every.group_by(keys, maintain_order=True).agg(pl.col(names).mean())
+    return every.group_by(keys, maintain_order=True).agg(pl.col(HEADLINE).mean())
 
 
 def _spread(values: list[float]) -> str:

@@ -216,7 +216,7 @@ def test_the_page_has_every_row_its_interval_and_what_is_missing(finished, proje
     assert "perplexity rises by at most 0.5%" in logs
     assert "GEMS" in second
     assert "no null space" in second
-    (project / "artifacts/study").rename(project / "gone")  # intervals outlive the per-query results
+    (project / "artifacts/study").rename(project / "gone")  # the committed files are enough
     assert compare.study_page.markdown(study, "python -m flows.compare study.yaml") == page
     (project / "gone").rename(project / "artifacts/study")
 
