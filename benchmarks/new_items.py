@@ -28,7 +28,7 @@ import yaml
 
 from gemst import backbone, layout
 from gemst.config import Config, load
-from gemst.data import sources
+from gemst.data import sources, tables
 from gemst.evaluation.metrics import relevant_items, table_of_metrics
 from gemst.evaluation.protocols import seen_items
 from gemst.files import atomic_folder, read_json
@@ -103,7 +103,8 @@ def trial(config: Config, project: Path, options: argparse.Namespace) -> dict[st
     train, valid, test = (
         pl.read_parquet(project / layout.EXAMPLES / f"{name}.parquet") for name in ("train", "valid", "test")
     )
-    append(project / layout.MODEL, whole, own, project / "appended")
+    events = tables.read_events(project / layout.VALIDATED / "events.parquet")
+    append(project / layout.MODEL, whole, events, own, project / "appended")
     before, after = backbone.load_tuned(project / layout.MODEL), backbone.load_tuned(project / "appended")
     trained = whole.filter(~pl.col("item_id").is_in(gone))
     trained = trained.filter(~pl.col("title").is_duplicated())["item_id"].sample(options.trials, seed=1).to_list()

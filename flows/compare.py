@@ -34,9 +34,9 @@ STUDY = Path("configs/study.yaml")
 _HELP = """Compare ways to tune, on the cells of a study (configs/study.yaml): methods x seeds x data sets.
 
 Each cell runs the real stages (tune, evaluate, register) in a folder of its own under artifacts/study, over prepared
-data, identifiers and null spaces that are made once; spends the study's token budget; and leaves a small JSON and its scores by query under
-benchmarks/results/study, a run under the study's run in MLflow, and its report in its folder. First come every
-method's trials, judged on validation; then the chosen settings with every seed.
+data, identifiers and null spaces that are made once; spends the study's token budget; and leaves a small JSON and its
+scores by query under benchmarks/results/study, a run under the study's run in MLflow, and its report in its folder.
+First come every method's trials, judged on validation; then the chosen settings with every seed.
 
 A cell that has a result with the same parameters is not run again, so a stopped study goes on where it was:
 

@@ -268,9 +268,10 @@ def append(config: Config) -> Summary:
 
     with stage("append") as summary, tempfile.TemporaryDirectory() as scratch:
         items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
+        events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
         model = registry.champion(config)
         summary.read["items"] = len(items)
-        grown = grow(model, items, config, Path(scratch) / "model")
+        grown = grow(model, items, events, config, Path(scratch) / "model")
         summary.written |= {"new": grown.new, "retired": grown.retired}
         if grown.new or grown.retired:
             registered = registry.succeed(config, Path(scratch) / "model")

@@ -16,7 +16,8 @@ from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.files import write_json
 from gemst.ranking import rank
-from gemst.tuning.append import append, calm, place
+from gemst.tuning.append import append
+from gemst.tuning.new_rows import answer, histories, place
 from tests.ranking.tiny import FAMILIES, tokenizer
 
 WORDS = ["comedy", "drama", "old", "film"]
@@ -59,6 +60,19 @@ def tuned_model(folder: Path, strategy: str, family: str, n: int = 16) -> Path:
     return folder
 
 
+def log() -> pl.DataFrame:
+    """Five users, the odd ones with searches."""
+    return pl.DataFrame(
+        {
+            "user_id": [f"u{n // 4}" for n in range(20)],
+            "item_id": [f"i{n % 15}" for n in range(20)],
+            "timestamp": range(20),
+            "task": ["search" if n // 4 % 2 else "recommendation" for n in range(20)],
+            "query": [WORDS[n % 4] if n // 4 % 2 else None for n in range(20)],
+        }
+    ).with_columns(pl.from_epoch("timestamp"))
+
+
 def ask(history: list[str], query: str | None) -> pl.DataFrame:
     return pl.DataFrame(
         {"history": [history], "query": [query]}, schema={"history": pl.List(pl.String), "query": pl.String}
@@ -69,7 +83,7 @@ def ask(history: list[str], query: str | None) -> pl.DataFrame:
 def test_an_atomic_append_adds_rows_and_keeps_every_old_bit(family: str, tmp_path: Path) -> None:
     model = tuned_model(tmp_path / "model", "atomic", family)
     now = catalogue(20).filter(pl.col("item_id") != "i3")
-    appended = append(model, now, configured("atomic"), tmp_path / "grown")
+    appended = append(model, now, log(), configured("atomic"), tmp_path / "grown")
     assert (appended.new, appended.retired, appended.items) == (4, 1, 19)
     before, after = backbone.load_tuned(model), backbone.load_tuned(tmp_path / "grown")
     known = after.first + 16
@@ -91,7 +105,7 @@ def test_a_new_item_answers_to_its_title_and_its_input_row_to_its_text(family: s
         [catalogue(16), catalogue(20)[16:].with_columns(title=pl.Series(["the the a", "a old .", ": ,", "film film"]))]
     )
     model = tuned_model(tmp_path / "model", "atomic", family)
-    append(model, now, configured("atomic"), tmp_path / "grown")
+    append(model, now, log(), configured("atomic"), tmp_path / "grown")
     after = backbone.load_tuned(tmp_path / "grown")
     for row in range(16, 20):
         found = rank(after, ask([], now["title"][row]), 20, Config().ranking)["item_id"].to_list()
@@ -105,7 +119,7 @@ def test_a_new_item_answers_to_its_title_and_its_input_row_to_its_text(family: s
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_semantic_ids_are_appended_without_touching_a_weight(family: str, tmp_path: Path) -> None:
     model = tuned_model(tmp_path / "model", "rq-kmeans", family)
-    appended = append(model, catalogue(20), configured("rq-kmeans"), tmp_path / "grown")
+    appended = append(model, catalogue(20), log(), configured("rq-kmeans"), tmp_path / "grown")
     assert (appended.new, appended.retired) == (4, 0)
     files = [load_file(folder / "model.safetensors") for folder in (model, tmp_path / "grown")]
     assert all(torch.equal(files[1][name], weight) for name, weight in files[0].items())
@@ -117,7 +131,7 @@ def test_semantic_ids_are_appended_without_touching_a_weight(family: str, tmp_pa
 def test_a_full_code_space_leaves_the_model_as_it_is(tmp_path: Path) -> None:
     model = tuned_model(tmp_path / "model", "rq-kmeans", "llama")
     with pytest.raises(GemstError, match="40 items do not fit"):
-        append(model, catalogue(40), configured("rq-kmeans"), tmp_path / "grown")
+        append(model, catalogue(40), log(), configured("rq-kmeans"), tmp_path / "grown")
     assert not (tmp_path / "grown").exists()
 
 
@@ -130,13 +144,25 @@ def test_placed_rows_lie_as_far_from_the_mean_as_trained_ones() -> None:
     assert (cosine_similarity(rows, new - known.mean(0)) > 0.9999).all()
 
 
-def test_a_calm_row_is_unpopular_after_a_history_and_stays_where_it_is_for_searches() -> None:
+def test_an_answering_row_is_quiet_where_it_is_not_asked_for_and_first_where_it_is() -> None:
     generator = torch.Generator().manual_seed(0)
-    trained, rows = (torch.randn(n, 8, generator=generator) for n in (50, 6))
-    history, searches = torch.randn(8, generator=generator), torch.randn(2, 8, generator=generator)
-    low = (trained @ history).quantile(0.1)
-    lowered = calm(rows, trained, history, searches)
-    torch.testing.assert_close(lowered @ history, (rows @ history).clamp(max=float(low)))
-    torch.testing.assert_close(lowered @ searches.T, rows @ searches.T)
-    assert ((rows @ history) > low).any()
-    torch.testing.assert_close(calm(rows, trained, searches[0] + searches[1], searches), rows)
+    trained, around = (torch.randn(n, 40, generator=generator, dtype=torch.float64) for n in (50, 300))
+    around += 3  # states have much in common
+    asked = torch.randn(6, 2, 40, generator=generator, dtype=torch.float64) + 3
+    low = (around @ trained.T).quantile(0.1, dim=1)
+    rows = answer(trained, around, low, asked)
+    others = (around @ trained.T).std(1).mean()  # how far trained logits lie from one another
+    assert ((around @ rows.T).mean(0) - low.mean()).abs().max() < 0.3 * others
+    own, best = torch.einsum("mkd,md->mk", asked, rows), (asked @ trained.T).amax(-1)
+    assert ((own - best).abs() < 0.3 * others).all()
+    foreign = torch.einsum("mkd,nd->mkn", asked, rows)[~torch.eye(6, dtype=torch.bool).unsqueeze(1).expand(6, 2, 6)]
+    assert foreign.mean() < best.mean() - others
+
+
+def test_histories_are_the_newest_known_items_of_each_user() -> None:
+    past = histories(log(), pl.Series([f"i{n}" for n in range(14)]))
+    assert past.to_list() == [
+        ["i0", "i1", "i2", "i3"], ["i4", "i5", "i6", "i7"], ["i8", "i9", "i10", "i11"], ["i12", "i13", "i0"],
+        ["i1", "i2", "i3", "i4"],
+    ]  # fmt: skip
+    assert histories(log().clear(), pl.Series(["i0"])).to_list() == [[]]
