@@ -283,8 +283,10 @@ def test_a_table_that_is_mostly_bad_stops_the_run(tmp_path):
         {**good_event(f"v{n}"), "timestamp": "soon"} for n in range(50)
     ]
     config = write_raw(tmp_path / "raw", [{"item_id": f"i{n}", "title": "T"} for n in range(50)], events)
-    with pytest.raises(GemstError, match=r"events: timestamp is given \(50 rows do not\). Look at .*index\.html$"):
+    told = r"events: timestamp is given \(50 rows do not\). Look at .*index\.html; the rows .* are in .*quarantine$"
+    with pytest.raises(GemstError, match=told):
         run(config, tmp_path)
+    assert len(pl.read_parquet(tmp_path / "quarantine" / "events.parquet")) == 50
     assert (tmp_path / "validation" / "docs" / "index.html").exists()
     assert not (tmp_path / "validated").exists()
 
