@@ -49,7 +49,8 @@ def make(tuned: Tuned, items: pl.DataFrame, events: pl.DataFrame, new: list[str]
         [_answers(tuned, fresh["title"], None if turn is None else _drawn(pasts, len(fresh), turn))
          for turn in (None, *range(_PASTS))], dim=1,
     )  # fmt: skip
-    outputs = answer(trained, around, (around @ trained.T).quantile(_UNPOPULAR, dim=1), asked)
+    low = torch.cat([(some @ trained.T).quantile(_UNPOPULAR, dim=1) for some in around.split(_BATCH)])
+    outputs = answer(trained, around, low, asked)
     return place(inputs[tokens], *words), outputs.to(head.dtype)
 
 
@@ -118,7 +119,8 @@ def answer(trained: Tensor, around: Tensor, low: Tensor, asked: Tensor) -> Tenso
     gram.diagonal().add_(_RIDGE * gram.trace() / len(gram))
     factor = torch.linalg.cholesky(gram)
     quiet = mean + torch.cholesky_solve((around.T @ (low - around @ mean))[:, None], factor)[:, 0]
-    lacking = (asked @ trained.T).amax(-1) - asked @ quiet
+    best = torch.cat([(some @ trained.T).amax(-1) for some in asked.split(_BATCH)])  # never (m, k, items) at once
+    lacking = best - asked @ quiet
     moves = torch.cholesky_solve(asked.flatten(0, 1).T, factor).T.view_as(asked)  # (m, k, d)
     inner = asked @ moves.mT
     inner.diagonal(dim1=-2, dim2=-1).add_(_RIDGE * inner.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True))
