@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -146,7 +147,29 @@ def _costs(study: Study, rows: dict[str, Results]) -> list[str]:
                 of(lambda one: one["steps"], ",.0f"), of(lambda one: one["tokens"], ",.0f"),
             ])  # fmt: skip
     return ["General knowledge (held-out Wikipedia, against the backbone) and costs, means over seeds:", "",
-            *_table(head, body), ""]  # fmt: skip
+            *_table(head, body), "", *_machines(rows), ""]  # fmt: skip
+
+
+def _machines(rows: dict[str, Results]) -> list[str]:
+    """Where the cells ran, and the seeds whose methods ran on several kinds of machine.
+
+    Another kind of machine rounds differently, which alone has moved a joint score by 0.002.
+    """
+    counts, by_seed = Counter[str](), defaultdict[int, set[str]](set)
+    for cell, found in (one for results in rows.values() for one in results):
+        machine = _machine(found["machine"])
+        counts[machine] += 1
+        by_seed[cell.seed].add(machine)
+    mixed = [str(seed) for seed, machines in sorted(by_seed.items()) if len(machines) > 1]
+    told = ", ".join(f"{machine}: {count}" for machine, count in counts.items())
+    warning = f" **The methods of seed {', '.join(mixed)} ran on different kinds of machine.**" if mixed else ""
+    return [f"Cells by kind of machine: {told}.{warning}"]
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    """Cores and precision, as far as the cell tells them."""
+    bf16 = {True: ", bf16", False: ", fp32", None: ""}[facts.get("bf16")]
+    return f"{facts['cores']} cores ({facts.get('instructions', facts['processor'])}{bf16})"
 
 
 def _reader(results: Results) -> Callable[[Callable[[dict[str, Any]], float], str], str]:

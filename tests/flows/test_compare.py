@@ -16,7 +16,7 @@ from flows import cells, commands, compare
 from gemst import cli, config, layout, stages
 from gemst.errors import GemstError
 from gemst.evaluation import study as studies
-from gemst.files import read_json
+from gemst.files import read_json, write_json
 from tests import tiny_project
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,6 +219,19 @@ def test_the_page_has_every_row_its_interval_and_what_is_missing(finished, proje
     (project / "artifacts/study").rename(project / "gone")  # the committed files are enough
     assert compare.study_page.markdown(study, "python -m flows.compare study.yaml") == page
     (project / "gone").rename(project / "artifacts/study")
+
+
+def test_the_page_names_a_seed_whose_methods_ran_on_different_kinds_of_machine(finished, tmp_path):
+    study = finished.model_copy(update={"results": tmp_path})
+    shutil.copytree(finished.results, tmp_path, dirs_exist_ok=True)
+    assert "different kinds of machine" not in compare.study_page.markdown(study, "run")
+    cell = studies.final(study, study.tables["main"], "logs", "full", 8)
+    path = studies.result_path(study, cell)
+    found = read_json(path)
+    write_json(path, found | {"machine": found["machine"] | {"cores": 99}})
+    page = compare.study_page.markdown(study, "run")
+    assert page.count("The methods of seed 8 ran on different kinds of machine.") == 1
+    assert "99 cores (" in page
 
 
 def test_a_path_for_an_unknown_data_set_is_refused(finished):
