@@ -184,7 +184,7 @@ def _choices(study: Study, table: Table, data: str) -> list[str]:
             cells = studies.trials(study, data, method, table.seeds[0])
             found = [studies.result(study, cell) for cell in cells]
             best = max((one["valid"]["joint"] for one in found if one), default=None)
-            settings = [", ".join(f"{name.split('.', 1)[1]} {value}" for name, value in one.items())
+            settings = [", ".join(f"{name.split('.', 1)[1]} {value}" for name, value in one.items()) or "as given"
                         for one in study.methods[method].trials]  # fmt: skip
             told = [f"{setting}: {_trial(one, best)}" for setting, one in zip(settings, found, strict=True)]
             body.append([study.methods[method].label, *told])
