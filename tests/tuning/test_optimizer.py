@@ -101,7 +101,7 @@ def test_the_loss_falls() -> None:
         optimizer.signals = Signals((1.0, 1.0), (2, 3))
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 5
 
 
