@@ -2,10 +2,10 @@
 
 At the start of tuning (the project's item rows, the untouched backbone) the gradient of some train batches gives one
 Adam step, all signs, the way each method would take it: in every weight, or in the coefficients of the best `rank`
-directions, without a null space and inside null spaces of several energies. The step's size is chosen so that little
-moves, where loss falls in proportion to it and the KL from the backbone (held-out general text) with its square. So
-loss on OTHER batches over root KL compares methods whatever their rates. Run the pipeline up to item-rows first; the
-last line is one JSON object.
+directions, without a null space and inside null spaces of several energies. The KL from the backbone (held-out general
+text) is measured after a step so small that it grows with the step's square; the fall of the loss is the first-order
+one, step times the gradient of OTHER batches, so what a long step overshoots is not in it. Fall over root KL compares
+methods whatever their rates. Run the pipeline up to item-rows first; the last line is one JSON object.
 
     python benchmarks/gain_per_drift.py --out benchmarks/results/gain-per-drift.json
 """

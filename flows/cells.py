@@ -213,5 +213,6 @@ def _machine() -> dict[str, Any]:
     return {
         "cores": os.cpu_count(), "processor": platform.machine(), "torch": torch.__version__,
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
         "bf16": native_bf16(place),
     }  # fmt: skip

@@ -156,10 +156,11 @@ def _machines(rows: dict[str, Results]) -> list[str]:
     Another kind of machine rounds differently, which alone has moved a joint score by 0.002.
     """
     counts, by_seed = Counter[str](), defaultdict[int, set[str]](set)
-    for cell, found in (one for results in rows.values() for one in results):
-        machine = _machine(found["machine"])
-        counts[machine] += 1
-        by_seed[cell.seed].add(machine)
+    for results in rows.values():
+        for cell, found in results:
+            machine = _machine(found["machine"])
+            counts[machine] += 1
+            by_seed[cell.seed].add(machine)
     mixed = [str(seed) for seed, machines in sorted(by_seed.items()) if len(machines) > 1]
     told = ", ".join(f"{machine}: {count}" for machine, count in counts.items())
     warning = f" **The methods of seed {', '.join(mixed)} ran on different kinds of machine.**" if mixed else ""
@@ -167,9 +168,11 @@ def _machines(rows: dict[str, Results]) -> list[str]:
 
 
 def _machine(facts: dict[str, Any]) -> str:
-    """Cores and precision, as far as the cell tells them."""
+    """What computes and how precisely, as far as the cell tells: earlier ones name neither device nor bf16."""
     bf16 = {True: ", bf16", False: ", fp32", None: ""}[facts.get("bf16")]
-    return f"{facts['cores']} cores ({facts.get('instructions', facts['processor'])}{bf16})"
+    cores = f"{facts['cores']} cores ({facts.get('instructions', facts['processor'])}{bf16})"
+    device = facts.get("device", "cpu")
+    return cores if device == "cpu" else f"{device} beside {cores}"
 
 
 def _reader(results: Results) -> Callable[[Callable[[dict[str, Any]], float], str], str]:
