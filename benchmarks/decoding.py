@@ -31,35 +31,36 @@ from gemst.ranking import rank, score
 from gemst.ranking.beams import TrieWalk
 
 CATALOGUE, LEVELS, CODES = 100_000, 3, 64  # codes per level: the shipped item_ids.codebook_size
-PROMPT = 72  # tokens: 20 items of 3 codes, and a few words
+ATOMIC = 20_000  # items of the catalogue that is reranked by atomic IDs
+HISTORY, WORDS = 20, 12  # a prompt: items of the history, tokens of text
 
 
 class FixedPrompts:
     """Stands in for the Prompter: a random prompt for each example, so that both sides get the same tokens."""
 
-    def __init__(self, vocabulary: int, rows: int) -> None:
+    def __init__(self, vocabulary: int, rows: int, levels: int) -> None:
         rng = np.random.default_rng(0)
-        self.prompts = [rng.integers(5, vocabulary, PROMPT - row % 8).tolist() for row in range(rows)]
+        longest = HISTORY * levels + WORDS
+        self.prompts = [rng.integers(5, vocabulary, longest - row % 8).tolist() for row in range(rows)]
 
     def encode(self, examples: pl.DataFrame) -> list[list[int]]:
         return self.prompts[: len(examples)]
 
 
 def catalogue(n: int, levels: int) -> ItemIds:
-    """`n` IDs of `levels` codes, each a uniformly random different one."""
+    """`n` IDs of `levels` codes, each a uniformly random different one; of one level: atomic."""
     rng = np.random.default_rng(0)
-    numbers = rng.permutation(CODES**levels)[:n]
-    codes = np.stack([(numbers // CODES**power) % CODES for power in range(levels - 1, -1, -1)], axis=1).astype(
-        np.int32
-    )
+    size = CODES if levels > 1 else n
+    numbers = rng.permutation(size**levels)[:n]
+    codes = np.stack([(numbers // size**power) % size for power in range(levels - 1, -1, -1)], axis=1).astype(np.int32)
     names = [f"i{row}" for row in range(n)] if n <= 1_000_000 else []
-    return ItemIds(names, codes, (CODES,) * levels, "rq-kmeans", np.zeros(n, np.int32), np.ones(n, bool))
+    strategy = "rq-kmeans" if levels > 1 else "atomic"
+    return ItemIds(names, codes, (size,) * levels, strategy, np.zeros(n, np.int32), np.ones(n, bool))
 
 
-def make(backbone: str | None, rows: int) -> Tuned:
+def make(backbone: str | None, rows: int, ids: ItemIds) -> Tuned:
     """A model with rows for the catalogue's tokens."""
     torch.manual_seed(0)
-    ids = catalogue(CATALOGUE, LEVELS)
     if backbone is None:
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -78,7 +79,7 @@ def make(backbone: str | None, rows: int) -> Tuned:
         rows_in = 0.1 * torch.randn(len(ids.tokens), model.config.hidden_size)
         first = add_item_tokens(model, tokenizer, ids.tokens, rows_in, rows_in)
     model.generation_config.eos_token_id = None
-    return Tuned(model, tokenizer, ids, first, FixedPrompts(8000, rows))  # type: ignore[arg-type]
+    return Tuned(model, tokenizer, ids, first, FixedPrompts(8000, rows, ids.codes.shape[1]))  # type: ignore[arg-type]
 
 
 def timed(work: Callable[[], Any], repeats: int) -> tuple[Any, float]:
@@ -109,11 +110,12 @@ def generate(
 
     A hook leaves each step the logits of its level alone: then its scores are defined as ours are.
     """
+    levels = tuned.ids.codes.shape[1]
     length = max(map(len, prompts))
     ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     starts = tuned.ids.level_starts
-    calls = iter(range(LEVELS))
+    calls = iter(range(levels))
 
     def own_level(_: Any, __: Any, logits: torch.Tensor) -> None:
         level = next(calls)
@@ -124,14 +126,14 @@ def generate(
     try:
         with torch.inference_mode():
             output = tuned.model.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=mask, max_new_tokens=LEVELS, num_beams=beams, num_return_sequences=beams,
+                input_ids=ids, attention_mask=mask, max_new_tokens=levels, num_beams=beams, num_return_sequences=beams,
                 do_sample=False, prefix_allowed_tokens_fn=allowed, return_dict_in_generate=True, output_scores=True,
                 pad_token_id=0, length_penalty=0.0,
             )  # fmt: skip
     finally:
         hook.remove()
     codes = output.sequences[:, length:].numpy() - tuned.first - np.asarray(starts[:-1])
-    return codes.reshape(len(prompts), beams, LEVELS), output.sequences_scores.numpy().reshape(len(prompts), beams)
+    return codes.reshape(len(prompts), beams, levels), output.sequences_scores.numpy().reshape(len(prompts), beams)
 
 
 def against_generate(tuned: Tuned, batch: int, beams: int, repeats: int) -> dict[str, Any]:
@@ -205,9 +207,13 @@ def trie_child() -> dict[str, Any]:
 
 
 def rerank(tuned: Tuned, rows: int, repeats: int) -> dict[str, Any]:
-    """100 candidates each: one batched pass, a beam search per query, and plain forwards as the truth."""
+    """100 candidates each: one batched pass, a beam search per query, and plain forwards as the truth.
+
+    The beam search ranks all candidates with as many beams. With 20, the released code's number, it returns 20 of them.
+    `tokens_per_query` is what each side sends through the layers: `generate` copies the prompt for every beam.
+    """
     rng = np.random.default_rng(3)
-    chosen = [rng.choice(CATALOGUE, 100, replace=False) for _ in range(rows)]
+    chosen = [rng.choice(len(tuned.ids.item_id), 100, replace=False) for _ in range(rows)]
     asked = pl.DataFrame({"row": range(rows)})
     prompts = tuned.prompter.encode(asked)
     candidates = pl.Series([[f"i{item}" for item in items] for items in chosen])
@@ -219,8 +225,18 @@ def rerank(tuned: Tuned, rows: int, repeats: int) -> dict[str, Any]:
 
     _, released = timed(lambda: one_by_one(20), 1)
     _, complete = timed(lambda: one_by_one(100), 1)
+    levels = tuned.ids.codes.shape[1]
+    length = statistics.mean(map(len, prompts))
+    codes = tuned.ids.codes
+    prefixes = statistics.mean(
+        sum(len(np.unique(codes[items, :depth], axis=0)) for depth in range(1, levels)) for items in chosen
+    )
     return {
-        "batch": rows, "candidates": 100, "gemst_seconds": our_seconds,
+        "batch": rows, "candidates": 100, "levels": levels, "gemst_seconds": our_seconds,
+        "tokens_per_query": {
+            "gemst": length + prefixes,
+            **{f"beam{beams}": beams * (length + levels - 1) for beams in (20, 100)},
+        },
         "beam20_seconds": released, "beam100_seconds": complete,
         "speedup_over_beam20": released / our_seconds, "speedup_over_beam100": complete / our_seconds,
         "largest_gap_to_brute_force": gap(tuned, prompts[:2], chosen[:2], ours),
@@ -231,15 +247,14 @@ def rerank(tuned: Tuned, rows: int, repeats: int) -> dict[str, Any]:
 def gap(tuned: Tuned, prompts: list[list[int]], chosen: list[np.ndarray], ours: pl.DataFrame) -> float:
     """Largest relative difference to one plain forward pass of prompt and ID."""
     tokens, starts, worst = tuned.ids.token_ids(tuned.first), tuned.ids.level_starts, 0.0
+    levels = range(tuned.ids.codes.shape[1])
     for row, (prompt, items) in enumerate(zip(prompts, chosen, strict=True)):
         mine = dict(ours.filter(pl.col("row") == row).select("item_id", "score").iter_rows())
         full = torch.tensor([prompt + tokens[item].tolist() for item in items])
         logits = tuned.model(full).logits[:, len(prompt) - 1 : -1]
-        own = [
-            logits[:, level, tuned.first + starts[level] : tuned.first + starts[level + 1]] for level in range(LEVELS)
-        ]
+        own = [logits[:, level, tuned.first + starts[level] : tuned.first + starts[level + 1]] for level in levels]
         for at, item in enumerate(items):
-            truth = sum(float(own[level][at].log_softmax(-1)[tuned.ids.codes[item, level]]) for level in range(LEVELS))
+            truth = sum(float(own[level][at].log_softmax(-1)[tuned.ids.codes[item, level]]) for level in levels)
             worst = max(worst, abs(mine[f"i{item}"] - truth) / max(1.0, abs(truth)))
     return worst
 
@@ -250,7 +265,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--beams", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--part", choices=["generate", "constraint", "trie", "rerank"], help="this part only")
+    parser.add_argument(
+        "--part", choices=["generate", "rerank", "rerank-atomic", "constraint", "trie"], help="this part only"
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -259,11 +276,12 @@ def main() -> None:
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "generate": lambda: against_generate(tuned, options.batch, options.beams, options.repeats),
         "rerank": lambda: rerank(tuned, 16, options.repeats),
+        "rerank-atomic": lambda: rerank(make(options.backbone, 16, catalogue(ATOMIC, 1)), 16, options.repeats),
         "constraint": lambda: constraint_cost(options.batch, options.beams, 20),
         "trie": trie_build,
     }
     if options.part in (None, "generate", "rerank"):
-        tuned = make(options.backbone, max(options.batch, 16))
+        tuned = make(options.backbone, max(options.batch, 16), catalogue(CATALOGUE, LEVELS))
     chosen = [options.part] if options.part else list(parts)
     result: dict[str, Any] = {
         "benchmark": "decoding",
