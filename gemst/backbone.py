@@ -132,7 +132,7 @@ def text_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts:
     embedding = vocabulary(model).detach()
     encoded = encode_text(tokenizer, texts)
     flat = torch.tensor([token for tokens in encoded for token in tokens], dtype=torch.long)
-    lengths = torch.tensor([len(tokens) for tokens in encoded])
+    lengths = torch.tensor([len(tokens) for tokens in encoded], dtype=torch.long)
     owner = torch.repeat_interleave(torch.arange(len(texts)), lengths)
     rows = torch.zeros(len(texts), embedding.shape[1]).index_add_(0, owner, embedding[flat])
     rows /= lengths.clamp(min=1)[:, None]
@@ -176,14 +176,24 @@ def item_logits(model: PreTrainedModel, states: Tensor, first: int, last: int) -
 
     head = output_head(model)
     bias = None if getattr(head, "bias", None) is None else head.bias[first:last]
-    return torch.nn.functional.linear(states * output_scale(model), head.weight[first:last].to(states.dtype), bias)
+    states = states * output_scale(model)
+    return capped(model, torch.nn.functional.linear(states, head.weight[first:last].to(states.dtype), bias))
 
 
 def output_scale(model: PreTrainedModel) -> float:
-    """What the family multiplies the decoder's states with before the head: d^-0.5 in T5 1.0, else 1."""
-    if getattr(model.config, "scale_decoder_outputs", False):
-        return float(model.config.d_model**-0.5)
-    return 1.0
+    """What the family multiplies states (or, which is the same, logits) with: d^-0.5 in T5 1.0, else mostly 1."""
+    config = model.config
+    if getattr(config, "scale_decoder_outputs", False):
+        return float(config.d_model**-0.5)
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+def capped(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """Logits as the family gives them out: squeezed by a tanh in Gemma 2, as they are elsewhere."""
+    import torch
+
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

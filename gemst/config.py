@@ -76,6 +76,12 @@ class ItemIds(Section):
         None, description="folder of a published build: its IDs stay, new items are appended, missing ones are retired"
     )
 
+    @model_validator(mode="after")
+    def _shared_levels(self) -> ItemIds:
+        if self.strategy == "joint" and self.joint == "shared-specific" and self.levels < 3:
+            raise ValueError("item_ids.joint: shared-specific needs item_ids.levels of 3 or more (two are specific)")
+        return self
+
 
 class ItemRows(Section):
     """Where the rows of the item tokens stand before tuning."""

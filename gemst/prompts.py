@@ -7,6 +7,7 @@ token stays text (DESIGN.md §9).
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,14 +74,12 @@ class Prompter:
 
     def history_rows(self, history: pl.Series) -> list[NDArray[np.int64]]:
         """Item rows of a list[str] column, unknown items dropped, cut to the last `max_history`."""
-        known = pl.DataFrame({"item_id": list(self.index), "item_row": list(self.index.values())})
-        flat = (
-            pl.DataFrame({"row": np.arange(len(history)), "item_id": history})
-            .explode("item_id", empty_as_null=True)
-            .join(known, on="item_id", how="inner", maintain_order="left")
-        )
-        lengths = np.bincount(flat["row"].to_numpy(), minlength=len(history))
-        parts = np.split(flat["item_row"].to_numpy().astype(np.int64), np.cumsum(lengths)[:-1]) if len(history) else []
+        flat = pl.DataFrame({"row": np.arange(len(history)), "item_id": history})
+        flat = flat.explode("item_id", empty_as_null=True)
+        rows = np.fromiter(map(self.index.get, flat["item_id"], repeat(-1)), np.int64, len(flat))
+        known = rows >= 0
+        lengths = np.bincount(flat["row"].to_numpy()[known], minlength=len(history))
+        parts = np.split(rows[known], np.cumsum(lengths)[:-1]) if len(history) else []
         return [part[-self.max_history :] for part in parts]
 
     def item_tokens(self, rows: NDArray[np.int64]) -> list[int]:

@@ -50,6 +50,8 @@ def behaviour_vectors(items: pl.DataFrame, train: pl.DataFrame, dimensions: int)
     of_row, of_column = np.asarray(counts.sum(1)).ravel(), np.asarray(counts.sum(0)).ravel()
     pmi = np.log(cells.data * total / (of_row[cells.row] * of_column[cells.col]))
     positive = sparse.coo_array((np.maximum(pmi, 0), (cells.row, cells.col)), shape=counts.shape).tocsr()
+    if positive.max() < 1e-9:  # a single item was ever clicked, say: company that tells nobody apart
+        return vectors, np.zeros_like(known)
     left, values, _ = svds(positive.astype(np.float64), k=rank, v0=np.ones(min(positive.shape)))
     order = np.argsort(-values)
     vectors[:, :rank] = left[:, order] * np.sqrt(np.maximum(values[order], 0))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gemst.item_ids.semantic import Quantizer
 
 _QUANTIZER = "quantizer.safetensors"
+_CHECKED = (".parquet", ".safetensors")  # the map, the trie that constrains decoding, what places new items
 
 
 def build(items: pl.DataFrame, train: pl.DataFrame, config: Config, out: Path) -> dict[str, Any]:
@@ -58,13 +59,14 @@ def _extend(items: pl.DataFrame, config: Config, folder: Path) -> tuple[ItemIds,
     """The published IDs of `folder` unchanged, then one row for each item it does not know."""
     published, manifest, settings = load(folder), read_json(folder / "manifest.json"), config.item_ids
     asked = _settings(config)
-    changed = {name: value for name, value in manifest["settings"].items() if asked.get(name) != value}
+    changed = [name for name, value in asked.items() if manifest["settings"].get(name) != value]
     if changed:
-        name = "strategy" if "strategy" in changed else next(iter(changed))  # the others follow from it
-        value = changed[name]
+        name = "strategy" if "strategy" in changed else changed[0]  # the others follow from it
+        value = manifest["settings"].get(name)
+        field = name if "." in name else f"item_ids.{name}"
         raise GemstError(
             f"item_ids.extends = {str(folder)!r} was built with {name} = {value!r}, not {asked[name]!r}",
-            f"Set item_ids.{name} to {value!r}, or clear item_ids.extends to build new IDs (and tune again)",
+            f"Set {field} to {value!r}, or clear item_ids.extends to build new IDs (and tune again)",
         )
     fresh = items.filter(~pl.col("item_id").is_in(pl.Series(published.item_id).implode()))
     kept = pl.Series(published.item_id).is_in(items["item_id"].implode()).to_numpy()
@@ -112,19 +114,24 @@ def _publish(
             "active": int(ids.active.sum()),
             "generation": generation,
             "settings": _settings(config),
-            "sha256": sha256(folder / "ids.parquet"),
+            "files": {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.suffix in _CHECKED},
         }
         write_json(folder / "manifest.json", manifest)  # last: a folder without it is no build
     return report
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What an extension must share with the build it extends."""
-    if config.item_ids.strategy == ATOMIC:
+    """What an extension must share with the build it extends: fields of `item_ids`, and the backbone if it is read."""
+    settings = config.item_ids
+    if settings.strategy == ATOMIC:
         return {"strategy": ATOMIC}
-    names = {"strategy", "levels", "codebook_size", "embedding", "encoder"}
-    names |= {"joint", "text_weight"} if config.item_ids.strategy == "joint" else set()
-    return {name: getattr(config.item_ids, name) for name in sorted(names)}
+    names = ["strategy", "levels", "codebook_size", "embedding"]
+    names += ["encoder"] if settings.embedding == "sentence" else []
+    names += ["joint", "text_weight"] if settings.strategy == "joint" else []
+    shared: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    if settings.embedding == "backbone":
+        shared |= {"backbone.name": config.backbone.name, "backbone.num_layers": config.backbone.num_layers}
+    return shared
 
 
 def _check_room(n: int, sizes: tuple[int, ...]) -> None:

@@ -27,7 +27,7 @@ def documents(items: pl.DataFrame) -> list[str]:
 
 
 def item_vectors(items: pl.DataFrame, config: Config) -> Floats:
-    """Unit vectors (len(items), d) float32 of the items, as `item_ids.embedding` says.
+    """Vectors (len(items), d) float32 of the items, as `item_ids.embedding` says; an item's depends on no other item.
 
     Raises GemstError when the encoder cannot be loaded, or `embedding` is `column` and items.embedding is not a column
     of equally long, finite, non-zero number lists.
@@ -39,7 +39,7 @@ def item_vectors(items: pl.DataFrame, config: Config) -> Floats:
         vectors = _backbone(documents(items), config)
     else:
         vectors = embed_texts(documents(items), config.item_ids.encoder)
-    return unit(vectors)
+    return vectors
 
 
 def embed_texts(texts: list[str], encoder: str, batch_size: int = 64) -> Floats:
@@ -68,19 +68,14 @@ def unit(vectors: Floats) -> Floats:
 
 
 def _backbone(texts: list[str], config: Config) -> Floats:
-    """Mean last hidden states of the backbone (of its encoder, where it has one), centred.
-
-    Decoder-only states share a large common direction; without it the rest tells items apart.
-    """
+    """Mean last hidden states of the backbone (of its encoder, where it has one)."""
     from gemst import backbone
 
     model, tokenizer = backbone.load(config.backbone)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tower = model.get_encoder() if backbone.is_encoder_decoder(model) else model.base_model
-    vectors = _pooled(tower, tokenizer, texts, 32, lambda **inputs: tower(**inputs).last_hidden_state)
-    centred: Floats = vectors - vectors.mean(0)
-    return centred
+    return _pooled(tower, tokenizer, texts, 32, lambda **inputs: tower(**inputs).last_hidden_state)
 
 
 def _pooled(model: Any, tokenizer: Any, texts: list[str], batch_size: int, run: Callable[..., Any]) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,15 @@ class ItemIds:
     def index(self) -> dict[str, int]:
         """Row of each item_id."""
         return {item: row for row, item in enumerate(self.item_id)}
+
+    @cached_property
+    def names(self) -> pl.Series:
+        """The item_ids as a String series: gathered from, not made again, by every ranking."""
+        return pl.Series(self.item_id, dtype=pl.String)
+
+    def rows_of(self, item_ids: pl.Series) -> NDArray[np.int64]:
+        """Row of each item_id, -1 for those the catalogue does not hold. Costs what is asked, not the catalogue."""
+        return np.fromiter(map(self.index.get, item_ids.cast(pl.String), repeat(-1)), np.int64, len(item_ids))
 
     @cached_property
     def tokens(self) -> list[str]:
@@ -84,10 +94,12 @@ def table(ids: ItemIds) -> pl.DataFrame:
 def load(folder: Path) -> ItemIds:
     """Read a build's folder. Raises GemstError when it is incomplete or does not fit its manifest."""
     manifest = read_json(require(folder / "manifest.json", made_by="gemst tokenize"))
-    path = require(folder / "ids.parquet", made_by="gemst tokenize")
-    if sha256(path) != manifest["sha256"]:
-        raise GemstError(f"{path} is not the table its manifest.json was written for", "Run `gemst tokenize` again")
-    frame = pl.read_parquet(path)
+    # Builds of gemst before 2026-12 vouch for the table alone.
+    for name, digest in manifest.get("files", {"ids.parquet": manifest.get("sha256")}).items():
+        path = require(folder / name, made_by="gemst tokenize")
+        if sha256(path) != digest:
+            raise GemstError(f"{path} is not the file its manifest.json was written for", "Run `gemst tokenize` again")
+    frame = pl.read_parquet(folder / "ids.parquet")
     codes = frame["codes"].explode(empty_as_null=True).to_numpy(writable=True).reshape(len(frame), -1)
     ids = ItemIds(
         item_id=frame["item_id"].to_list(),
@@ -97,6 +109,7 @@ def load(folder: Path) -> ItemIds:
         generation=frame["generation"].to_numpy(),
         active=frame["active"].to_numpy(writable=True),
     )
-    saved = require(folder / "trie.safetensors", made_by="gemst tokenize")
-    ids.__dict__["trie"] = Trie.load(saved)  # fills the cached property: no need to build it again
+    ids.__dict__["trie"] = Trie.load(
+        folder / "trie.safetensors"
+    )  # fills the cached property: no need to build it again
     return ids

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,21 +37,37 @@ class Context(ABC):
 
 
 def encode(model: PreTrainedModel, prompts: list[list[int]], branches: bool) -> Context:
-    """Encode `prompts` (token ids). Without `branches` nothing is kept for `extend`."""
+    """Encode `prompts` (token ids). Without `branches` nothing is kept for `extend`.
+
+    Raises GemstError when branches are asked for of a backbone whose positions cannot be given; `extend` raises it
+    when a prompt and its branch are longer than the backbone's sliding window.
+    """
     return (_EncoderDecoder if is_encoder_decoder(model) else _DecoderOnly)(model, prompts, branches)
 
 
 class _DecoderOnly(Context):
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], branches: bool) -> None:
+        from transformers import DynamicCache
+
         self.model = model
+        if branches and "position_ids" not in signature(model.base_model.forward).parameters:
+            raise _refused(model)
         ids, self.mask = _padded(prompts, model.device)
         self.lengths = self.mask.sum(1)
-        output = model.base_model(input_ids=ids, attention_mask=self.mask, use_cache=branches)
+        # A cache of its own: the family's may drop what has left a sliding window, and branches count as tokens there.
+        cache = DynamicCache() if branches else None
+        output = model.base_model(input_ids=ids, attention_mask=self.mask, past_key_values=cache, use_cache=branches)
         self.states = output.last_hidden_state[torch.arange(len(prompts), device=ids.device), self.lengths - 1]
         self.cache = output.past_key_values
 
     def extend(self, tokens: Tensor, level: Tensor, ancestors: Tensor) -> Tensor:
         prompt = self.mask.bool()[:, None].expand(-1, tokens.shape[1], -1)
+        window, longest = getattr(self.model.config, "sliding_window", None), int(self.lengths.max() + level.max()) + 1
+        if window and longest > window:
+            raise GemstError(
+                f"a prompt and its ID, {longest:,} tokens, do not fit the backbone's sliding window of {window:,}",
+                "Lower data.max_history, or use atomic IDs",
+            )
         output = self.model.base_model(
             input_ids=tokens,
             attention_mask=_additive(torch.cat([prompt, ancestors], 2), self.states.dtype),
@@ -72,13 +89,12 @@ class _EncoderDecoder(Context):
         self.biased = [
             module
             for name, module in self.decoder.named_modules()
-            if name.endswith("SelfAttention") and module.has_relative_attention_bias
+            if name.endswith("SelfAttention")
+            and module.has_relative_attention_bias
+            and "bidirectional" in signature(module._relative_position_bucket).parameters
         ]
         if branches and not self.biased:
-            raise GemstError(
-                f"semantic item IDs cannot be decoded with {type(model).__name__}",
-                "Use a T5 or decoder-only backbone, or atomic IDs",
-            )
+            raise _refused(model)
         ids, self.mask = _padded(prompts, model.device)
         self.encoded = model.get_encoder()(input_ids=ids, attention_mask=self.mask).last_hidden_state
         start = model.config.decoder_start_token_id
@@ -122,6 +138,13 @@ class _EncoderDecoder(Context):
         finally:
             for attention in self.biased:
                 del attention.compute_bias  # the class's own again
+
+
+def _refused(model: PreTrainedModel) -> GemstError:
+    return GemstError(
+        f"semantic item IDs cannot be decoded with {type(model).__name__}",
+        "Use a T5 backbone or a decoder-only one that takes position_ids, or atomic IDs",
+    )
 
 
 def _padded(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gemst.backbone import item_logits
+from gemst.errors import GemstError
 from gemst.ranking.beams import BeamSearch
 from gemst.ranking.context import encode
 
@@ -78,38 +79,39 @@ def level_scores(tuned: Tuned, states: Tensor, level: int) -> Tensor:
 def to_frame(
     tuned: Tuned, rows: NDArray[np.generic], items: NDArray[np.generic], scores: NDArray[np.generic]
 ) -> pl.DataFrame:
-    """The ranking as a table; lines of one row come best first, lines with a score of -inf are dropped."""
+    """The ranking as a table; lines of one row come best first, lines with a score of -inf are dropped.
+
+    Raises GemstError when a score is not a number.
+    """
+    checked(scores)
     frame = pl.DataFrame(
         {"row": rows, "item": items, "score": scores},
         schema={"row": pl.UInt32, "item": pl.Int64, "score": pl.Float32},
         strict=False,
     )
     frame = frame.filter(pl.col("score").is_finite()).sort("row", maintain_order=True)
-    names = pl.Series(tuned.ids.item_id, dtype=pl.String)
     return frame.select(
         "row",
-        item_id=names.gather(frame["item"]),
+        item_id=tuned.ids.names.gather(frame["item"]),
         rank=pl.int_range(1, pl.len() + 1, dtype=pl.UInt16).over("row"),
         score="score",
     )
 
 
-def item_rows(tuned: Tuned, item_ids: pl.Series) -> Longs:
-    """Row of each item_id, -1 for ids outside the catalogue."""
-    known = pl.DataFrame(
-        {"item_id": tuned.ids.item_id, "at": np.arange(len(tuned.ids.item_id))}, schema_overrides={"item_id": pl.String}
-    )
-    joined = pl.DataFrame({"item_id": item_ids.cast(pl.String)}).join(
-        known, on="item_id", how="left", maintain_order="left"
-    )
-    return joined["at"].fill_null(-1).to_numpy().astype(np.int64)
+def checked(scores: NDArray[np.generic]) -> None:
+    """Raise GemstError when a score is NaN: a ranking by it would be empty, or any."""
+    if np.isnan(scores.astype(np.float32, copy=False)).any():
+        raise GemstError(
+            "the model's scores are not numbers",
+            "Its weights hold NaN or infinite values: tune again with a smaller tuning.lr, or take an earlier version",
+        )
 
 
 def _seen(tuned: Tuned, seen: pl.DataFrame | None) -> tuple[Longs, Longs]:
     """Example row and item row of every known pair, sorted by example, each once."""
     if seen is None or seen.is_empty():
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    pairs = np.stack([seen["row"].cast(pl.Int64).to_numpy(), item_rows(tuned, seen["item_id"])], axis=1)
+    pairs = np.stack([seen["row"].cast(pl.Int64).to_numpy(), tuned.ids.rows_of(seen["item_id"])], axis=1)
     pairs = np.unique(pairs[pairs[:, 1] >= 0], axis=0)
     return pairs[:, 0], pairs[:, 1]
 

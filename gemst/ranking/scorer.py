@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from gemst.config import Ranking
+from gemst.errors import GemstError
 from gemst.ranking.context import encode
-from gemst.ranking.ranker import batches, item_rows, level_scores
+from gemst.ranking.ranker import batches, checked, level_scores
 
 if TYPE_CHECKING:
     from gemst.backbone import Tuned
@@ -24,11 +25,16 @@ def score(tuned: Tuned, examples: pl.DataFrame, candidates: pl.Series, ranking: 
 
     Returns the columns of `rank`, sorted by row and rank: row UInt32, item_id, rank UInt16, score Float32 (log
     probability of the ID). Candidates outside the catalogue, or retired, come last with a score of -inf; equal scores
-    keep their order.
+    keep their order, and a candidate named twice is ranked once. Raises GemstError when there is not one list for each
+    example, or a score is not a number.
     """
+    if len(candidates) != len(examples):
+        raise GemstError(
+            f"{len(candidates):,} lists of candidates for {len(examples):,} examples", "Give one list for each example"
+        )
     pairs = pl.DataFrame({"item_id": candidates.cast(pl.List(pl.String))}).with_row_index("row")
-    pairs = pairs.explode("item_id", empty_as_null=False).drop_nulls()
-    rows, items = pairs["row"].to_numpy().astype(np.int64), item_rows(tuned, pairs["item_id"])
+    pairs = pairs.explode("item_id", empty_as_null=False).drop_nulls().unique(keep="first", maintain_order=True)
+    rows, items = pairs["row"].to_numpy().astype(np.int64), tuned.ids.rows_of(pairs["item_id"])
     paths = tuned.ids.trie.paths(items)
     values = np.full(len(pairs), -np.inf, np.float32)
     prompts = tuned.prompter.encode(examples)
@@ -40,6 +46,7 @@ def score(tuned: Tuned, examples: pl.DataFrame, candidates: pl.Series, ranking: 
             mine = np.flatnonzero(known & (where[rows] >= 0))
             if len(mine):
                 values[mine] = _score_batch(tuned, [prompts[i] for i in batch], where[rows[mine]], paths[mine])
+    checked(values)
     ordered = pairs.with_columns(score=pl.Series(values)).sort(
         "row", "score", descending=[False, True], maintain_order=True
     )

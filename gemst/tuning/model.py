@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gemst.backbone import hidden, output_head, output_scale, vocabulary
+from gemst.backbone import capped, hidden, output_head, output_scale, vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,7 +88,9 @@ class ItemModel(nn.Module):
         if self.whole_vocabulary:
             head = torch.cat([output_head(self.model).weight[: self.first], self.rows_out()])
             return functional.cross_entropy(
-                functional.linear(states, head.to(states.dtype)).float(), batch.labels, reduction="none"
+                capped(self.model, functional.linear(states, head.to(states.dtype)).float()),
+                batch.labels,
+                reduction="none",
             )
         if self.white is not None:
             states = states @ self.white.to(states.dtype)
@@ -96,6 +98,7 @@ class ItemModel(nn.Module):
             mine = batch.level == level if len(self.starts) > 2 else slice(None)
             start, stop = self.starts[level], self.starts[level + 1]
             logits = functional.linear(states[mine], self.items_out[start:stop].to(states.dtype)).float()
+            logits = capped(self.model, logits)
             part = functional.cross_entropy(logits, batch.labels[mine] - self.first - start, reduction="none")
             if len(self.starts) == 2:
                 return part

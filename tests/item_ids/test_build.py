@@ -171,8 +171,64 @@ def test_a_table_that_was_changed_after_the_build_is_refused(tmp_path: Path) -> 
     item_ids.build(catalogue(), behaviour(), configured("atomic"), tmp_path / "ids")
     frame = pl.read_parquet(tmp_path / "ids/ids.parquet")
     frame[::-1].write_parquet(tmp_path / "ids/ids.parquet")
-    with pytest.raises(GemstError, match=r"ids.parquet is not the table its manifest.json was written for"):
+    with pytest.raises(GemstError, match=r"ids.parquet is not the file its manifest.json was written for"):
         item_ids.load(tmp_path / "ids")
+
+
+def test_the_trie_of_another_build_is_refused(tmp_path: Path) -> None:
+    for name, size in (("a", 60), ("b", 120)):
+        item_ids.build(catalogue(size), behaviour(60), configured("rq-kmeans"), tmp_path / name)
+    (tmp_path / "a/trie.safetensors").write_bytes((tmp_path / "b/trie.safetensors").read_bytes())
+    with pytest.raises(GemstError, match=r"trie.safetensors is not the file its manifest.json was written for"):
+        item_ids.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_an_item_appended_alone_lands_beside_its_like(strategy: str, tmp_path: Path) -> None:
+    items, asked = catalogue(), list(range(110, 117))  # nobody has met these, so a copy is all they are
+    item_ids.build(items, behaviour(), configured(strategy), tmp_path / "g0")
+    published = item_ids.load(tmp_path / "g0").codes[:, 0]
+    landed = []
+    for row in asked:
+        copy = items[row].with_columns(item_id=pl.lit("copy"))
+        settings = configured(strategy, extends=tmp_path / "g0")
+        item_ids.build(pl.concat([items, copy]), behaviour(), settings, tmp_path / f"g{row}")
+        landed.append(item_ids.load(tmp_path / f"g{row}").codes[-1, 0])
+    # The first level was learned within a bound on its buckets, so one or two may have been turned away from theirs.
+    assert np.mean(published[asked] == landed) > 0.6
+
+
+def test_the_first_level_of_k_means_is_balanced(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((120, 12)) * 0.01 + np.ones(12)  # nine tenths in one heap
+    vectors[::10] = -np.random.default_rng(1).standard_normal((12, 12))
+    heavy = catalogue().with_columns(embedding=pl.Series(vectors.tolist()))
+    item_ids.build(heavy, behaviour(), configured("rq-kmeans"), tmp_path / "ids")
+    assert np.bincount(item_ids.load(tmp_path / "ids").codes[:, 0]).max() <= -(-120 * 5 // (4 * 8))
+
+
+def test_vectors_of_another_width_cannot_extend_a_build(tmp_path: Path) -> None:
+    for strategy in ("rq-kmeans", "rq-vae", "joint"):
+        item_ids.build(catalogue()[:100], behaviour(100), configured(strategy), tmp_path / strategy)
+        wide = catalogue().with_columns(embedding=pl.col("embedding").list.concat([1.0]))
+        with pytest.raises(GemstError, match=r"have 13 numbers, those of the build in item_ids.extends 12"):
+            item_ids.build(wide, behaviour(), configured(strategy, extends=tmp_path / strategy), tmp_path / "no")
+
+
+def test_the_encoder_does_not_matter_where_vectors_are_a_column(tmp_path: Path) -> None:
+    item_ids.build(catalogue()[:100], behaviour(100), configured("rq-kmeans", encoder="one"), tmp_path / "g0")
+    settings = configured("rq-kmeans", encoder="other", extends=tmp_path / "g0")
+    assert item_ids.build(catalogue(), behaviour(), settings, tmp_path / "g1")["unique_ratio_after"] == 1.0
+
+
+def test_joint_ids_of_a_log_that_tells_nobody_apart_follow_text(tmp_path: Path) -> None:
+    one = pl.DataFrame({"user_id": ["u", "u"], "query": ["a", "a"], "targets": [["i0"], ["i0"]]})
+    quality = item_ids.build(catalogue(), one, configured("joint"), tmp_path / "ids")
+    assert quality["unique_ratio_after"] == 1.0
+
+
+def test_shared_and_specific_levels_need_three() -> None:
+    with pytest.raises(ValueError, match=r"shared-specific needs item_ids.levels of 3 or more"):
+        configured("joint shared-specific", levels=2)
 
 
 def test_a_folder_without_a_manifest_is_no_build(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from gemst import item_ids
 from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.item_ids.embeddings import documents, embed_texts, item_vectors
+from gemst.item_ids.semantic import centred
 
 
 def folder(path: Path, family: str) -> Path:
@@ -74,5 +76,34 @@ def test_item_vectors_from_the_backbone(tmp_path: Path) -> None:
     )
     vectors = item_vectors(items, config)
     assert vectors.shape == (3, 16)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert (vectors @ vectors.T)[~np.eye(3, dtype=bool)].max() < 0.9
+    np.testing.assert_allclose(item_vectors(items[1:2], config), vectors[1:2], atol=1e-5)  # alone or in company
+    around = centred(vectors, vectors.mean(0))
+    np.testing.assert_allclose(np.linalg.norm(around, axis=1), 1, atol=1e-5)
+    assert (around @ around.T)[~np.eye(3, dtype=bool)].max() < 0.9
+
+
+def test_an_append_by_the_backbone_measures_from_the_same_centre(tmp_path: Path) -> None:
+    words = ["old film", "new film", "war drama", "the comedy", "a film", "drama", "old drama", "war"]
+    items = pl.DataFrame(
+        {
+            "item_id": [f"i{row}" for row in range(len(words))], "title": words, "text": [None] * len(words),
+            "categories": [[]] * len(words),
+        },
+        schema_overrides={"text": pl.String, "categories": pl.List(pl.String)},
+    )  # fmt: skip
+    settings = {"strategy": "rq-kmeans", "embedding": "backbone", "levels": 2, "codebook_size": 4}
+    backbone = {"name": str(folder(tmp_path, "llama"))}
+    config = Config.model_validate({"item_ids": settings, "backbone": backbone})
+    train = pl.DataFrame({"user_id": [], "query": [], "targets": []})
+    item_ids.build(items, train, config, tmp_path / "g0")
+    published = item_ids.load(tmp_path / "g0").codes[:, 0]
+    extends = config.model_copy(update={"item_ids": config.item_ids.model_copy(update={"extends": tmp_path / "g0"})})
+    landed = []
+    for row in range(len(words)):
+        copy = items[row].with_columns(item_id=pl.lit("copy"))
+        item_ids.build(pl.concat([items, copy]), train, extends, tmp_path / f"append-{row}")
+        landed.append(item_ids.load(tmp_path / f"append-{row}").codes[-1, 0])
+    assert np.mean(published == landed) > 0.6
+    other = config.model_validate(extends.model_dump() | {"backbone": {"name": "elsewhere"}})
+    with pytest.raises(GemstError, match=r"was built with backbone.name = .*Set backbone.name to"):
+        item_ids.build(items, train, other, tmp_path / "no")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from gemst.config import Ranking
+from gemst.errors import GemstError
 from gemst.ranking import rank, score
 from tests.ranking.tiny import brute_force, examples, make_ids, make_tuned, random_ids
 
@@ -25,6 +27,42 @@ def test_scores_are_those_of_brute_force_to_1e_5(family: str, sizes: tuple[int, 
     for row, mine in enumerate(chosen):
         best = [f"i{item}" for item in mine[np.argsort(-truth[row, mine])]]
         assert scored.filter(pl.col("row") == row)["item_id"].to_list() == best
+
+
+@pytest.mark.parametrize("other", ["granite", "gemma2", "mistral"])
+def test_families_with_scaled_capped_or_windowed_layers_get_their_own_scores(other: str) -> None:
+    ids = random_ids(20, (3, 3, 3))
+    tuned, asked = make_tuned(other, ids), examples(ids, 4)
+    scored = score(tuned, asked, pl.Series([ids.item_id] * 4))
+    items = scored["item_id"].str.slice(1).cast(pl.Int64).to_numpy()
+    truth = brute_force(tuned, asked)[scored["row"].to_numpy(), items]
+    np.testing.assert_allclose(scored["score"].to_numpy(), truth, atol=1e-5, rtol=1e-5)
+
+
+def test_backbones_that_cannot_branch_are_refused_by_name() -> None:
+    ids = random_ids(20, (3, 3, 3))
+    candidates = pl.Series([ids.item_id])
+    with pytest.raises(GemstError, match=r"cannot be decoded with BloomForCausalLM.*or atomic IDs"):
+        score(make_tuned("bloom", ids), examples(ids, 1), candidates)
+    long = pl.DataFrame({"history": [ids.item_id[:15]], "query": [None]}, schema_overrides={"query": pl.String})
+    with pytest.raises(GemstError, match=r"do not fit the backbone's sliding window of 24.*data.max_history"):
+        score(make_tuned("mistral", ids), long, candidates)
+
+
+def test_wrong_calls_and_broken_weights_are_errors_and_a_candidate_counts_once() -> None:
+    ids = random_ids(20, (20,))
+    tuned, asked = make_tuned("llama", ids), examples(ids, 2)
+    with pytest.raises(GemstError, match="1 lists of candidates for 2 examples"):
+        score(tuned, asked, pl.Series([["i1"]]))
+    assert score(tuned, asked, pl.Series([["i1", "i2", "i1"], ["i1"]])).group_by("row").len().sort("row")[
+        "len"
+    ].to_list() == [2, 1]
+    with torch.no_grad():
+        tuned.model.get_output_embeddings().weight[tuned.first + 3] = torch.nan
+    with pytest.raises(GemstError, match="scores are not numbers"):
+        score(tuned, asked, pl.Series([["i1"], ["i2"]]))
+    with pytest.raises(GemstError, match="scores are not numbers"):
+        rank(tuned, asked, 5, Ranking())
 
 
 def test_it_agrees_with_rank() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,10 +12,18 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Config,
@@ -64,7 +73,39 @@ def gpt2(vocabulary: int) -> PreTrainedModel:
     )  # fmt: skip
 
 
-FAMILIES: dict[str, Callable[[int], PreTrainedModel]] = {"llama": llama, "t5": t5, "gpt2": gpt2}
+def granite(vocabulary: int) -> PreTrainedModel:
+    """Divides its logits."""
+    return GraniteForCausalLM(GraniteConfig(vocab_size=vocabulary, logits_scaling=8.0, **_SMALL))
+
+
+def gemma2(vocabulary: int) -> PreTrainedModel:
+    """Squeezes its logits by a tanh, and every other layer has a window."""
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=vocabulary, final_logit_softcapping=1.0, query_pre_attn_scalar=8, head_dim=8, sliding_window=32,
+            **_SMALL,
+        )
+    )  # fmt: skip
+
+
+def mistral(vocabulary: int) -> PreTrainedModel:
+    """A window that holds a prompt and its ID, and not all branches of a prompt."""
+    return MistralForCausalLM(MistralConfig(vocab_size=vocabulary, sliding_window=24, head_dim=8, **_SMALL))
+
+
+def bloom(vocabulary: int) -> PreTrainedModel:
+    """Its positions cannot be given."""
+    return BloomForCausalLM(BloomConfig(vocab_size=vocabulary, hidden_size=32, n_layer=2, n_head=4))
+
+
+_SMALL: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.15,
+}  # fmt: skip
+
+FAMILIES: dict[str, Callable[[int], PreTrainedModel]] = {
+    "llama": llama, "t5": t5, "gpt2": gpt2, "granite": granite, "gemma2": gemma2, "mistral": mistral, "bloom": bloom,
+}  # fmt: skip
 
 
 def make_ids(codes: np.ndarray, sizes: tuple[int, ...], active: np.ndarray | None = None) -> ItemIds:
