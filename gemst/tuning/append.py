@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from gemst.errors import GemstError
+
 if TYPE_CHECKING:
     from gemst.config import Config
 
@@ -28,13 +30,18 @@ def append(model: Path, items: pl.DataFrame, events: pl.DataFrame, config: Confi
     `items` are retired. Semantic IDs are made of codes that the model knows already, so not one weight changes. An
     atomic ID is a new token with an input and an output row (`gemst.tuning.new_rows`), for which `events`, the log of
     today, says what is asked; every other weight keeps its bits. Raises GemstError when the items do not fit the
-    model's code space.
+    model's code space, or the model knows none of them.
     """
     from gemst import backbone, item_ids
     from gemst.files import atomic_folder, read_json, write_json
     from gemst.tuning.new_rows import make
 
     tuned = backbone.load_tuned(model)
+    if not items["item_id"].is_in(tuned.ids.names.implode()).any():
+        raise GemstError(
+            f"the model knows none of today's {len(items):,} items: all of its own would be retired",
+            "Check that items.item_id is spelled as in the logs it was tuned on, or tune a new model",
+        )
     settings = config.item_ids.model_copy(update={"extends": model / "item_ids"})
     with atomic_folder(out) as folder:
         quality = item_ids.build(

@@ -166,3 +166,11 @@ def test_histories_are_the_newest_known_items_of_each_user() -> None:
         ["i1", "i2", "i3", "i4"],
     ]  # fmt: skip
     assert histories(log().clear(), pl.Series(["i0"])).to_list() == [[]]
+
+
+def test_a_catalogue_the_model_knows_nothing_of_is_refused(tmp_path: Path) -> None:
+    model = tuned_model(tmp_path / "model", "atomic", "llama")
+    strange = catalogue(4).with_columns(item_id="other-" + pl.col("item_id"))
+    with pytest.raises(GemstError, match="knows none of today's 4 items: all of its own would be retired"):
+        append(model, strange, log(), configured("atomic"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
