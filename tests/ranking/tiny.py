@@ -103,8 +103,9 @@ _SMALL: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.15,
 }  # fmt: skip
 
-FAMILIES: dict[str, Callable[[int], PreTrainedModel]] = {
-    "llama": llama, "t5": t5, "gpt2": gpt2, "granite": granite, "gemma2": gemma2, "mistral": mistral, "bloom": bloom,
+FAMILIES: dict[str, Callable[[int], PreTrainedModel]] = {"llama": llama, "t5": t5, "gpt2": gpt2}
+PECULIAR: dict[str, Callable[[int], PreTrainedModel]] = {  # what ranking has to know of a family
+    "granite": granite, "gemma2": gemma2, "mistral": mistral, "bloom": bloom,
 }  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def make_tuned(family: str, ids: ItemIds, seed: int = 0) -> Tuned:
     torch.manual_seed(seed)
     words = tokenizer()
     first = len(words)
-    model = FAMILIES[family](first + len(ids.tokens)).eval()
+    model = (FAMILIES | PECULIAR)[family](first + len(ids.tokens)).eval()
     return Tuned(model, words, ids, first, Prompter(words, ids.token_ids(first), ids.index, Prompts(), 20))
 
 
