@@ -81,6 +81,13 @@ def decoder_start(model: PreTrainedModel) -> int | None:
     return model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
 
 
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether a decoder-only family lets the caller place tokens (`position_ids`), which packed rows and beams need."""
+    from inspect import signature
+
+    return "position_ids" in signature(model.base_model.forward).parameters
+
+
 def settle(model: PreTrainedModel, device: torch.device) -> None:
     """Move the model to `device`, with the attention that is fastest there for rows of a few hundred tokens."""
     if device.type == "cpu" and not is_encoder_decoder(model):

@@ -7,7 +7,6 @@ token stays text (DESIGN.md §9).
 
 from __future__ import annotations
 
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ import polars as pl
 
 from gemst.backbone import encode_text
 from gemst.config import Prompts
+from gemst.item_ids.ids import rows_by
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,7 +76,7 @@ class Prompter:
         """Item rows of a list[str] column, unknown items dropped, cut to the last `max_history`."""
         flat = pl.DataFrame({"row": np.arange(len(history)), "item_id": history})
         flat = flat.explode("item_id", empty_as_null=True)
-        rows = np.fromiter(map(self.index.get, flat["item_id"], repeat(-1)), np.int64, len(flat))
+        rows = rows_by(self.index, flat["item_id"])
         known = rows >= 0
         lengths = np.bincount(flat["row"].to_numpy()[known], minlength=len(history))
         parts = np.split(rows[known], np.cumsum(lengths)[:-1]) if len(history) else []

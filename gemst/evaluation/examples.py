@@ -33,9 +33,10 @@ def worked(
         return []
     at = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
     chosen = rows[at]
-    titles = dict(items.select("item_id", "title").iter_rows())
     ranked = rankings.join(chosen.select("row").cast({"row": rankings.schema["row"]}), on="row", how="semi")
     answers = {key[0]: part.sort("rank") for key, part in ranked.group_by("row")}
+    shown = pl.concat([chosen["history"].explode(), chosen["targets"].explode(), ranked["item_id"]]).unique()
+    titles = dict(items.filter(pl.col("item_id").is_in(shown.implode())).select("item_id", "title").iter_rows())
     examples = []
     for line in chosen.to_dicts():
         targets = set(line["targets"])

@@ -46,8 +46,8 @@ class ItemIds:
         return pl.Series(self.item_id, dtype=pl.String)
 
     def rows_of(self, item_ids: pl.Series) -> NDArray[np.int64]:
-        """Row of each item_id, -1 for those the catalogue does not hold. Costs what is asked, not the catalogue."""
-        return np.fromiter(map(self.index.get, item_ids.cast(pl.String), repeat(-1)), np.int64, len(item_ids))
+        """Row of each item_id, -1 for those the catalogue does not hold."""
+        return rows_by(self.index, item_ids)
 
     @cached_property
     def tokens(self) -> list[str]:
@@ -70,6 +70,11 @@ class ItemIds:
         """The trie over the active items."""
         rows = np.flatnonzero(self.active).astype(np.int32)
         return trie.build(self.codes[rows], rows)
+
+
+def rows_by(index: dict[str, int], item_ids: pl.Series) -> NDArray[np.int64]:
+    """Row of each item_id by `index`, -1 for those it does not hold. Costs what is asked, not the catalogue."""
+    return np.fromiter(map(index.get, item_ids.cast(pl.String), repeat(-1)), np.int64, len(item_ids))
 
 
 def table(ids: ItemIds) -> pl.DataFrame:

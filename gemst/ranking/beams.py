@@ -35,10 +35,8 @@ class TrieWalk:
     def __init__(self, trie: Trie, device: torch.device) -> None:
         self.trie, self.device = trie, device
         self.widths = [trie.widest(level) for level in range(trie.depth)]
-        # Padded, so that reading the widest number of children from any node stays inside.
-        codes = np.pad(trie.codes, (0, max(self.widths))).astype(np.int64)
         self.offsets, self.codes, self.items = (
-            torch.from_numpy(array).to(device) for array in (trie.offsets, codes, trie.items)
+            torch.from_numpy(array).to(device) for array in (trie.offsets, trie.codes, trie.items)
         )
 
     def step(
@@ -54,8 +52,9 @@ class TrieWalk:
         start = self.offsets[nodes].long()
         degree = self.offsets[nodes + 1].long() - start
         slots = torch.arange(width, device=self.device)
-        # Past a node's children lie those of the next one, or codes of the next level: within bounds, then masked.
-        codes = self.codes.take(start[..., None] + slots).clamp_(max=log_probs.shape[2] - 1)
+        # Past a node's children lie those of the next one, or codes of the next level: read within bounds, then masked.
+        places = (start[..., None] + slots).clamp_(max=len(self.codes) - 1)
+        codes = self.codes.take(places).long().clamp_(max=log_probs.shape[2] - 1)
         values = log_probs.gather(2, codes).add_(scores[..., None])
         values.masked_fill_(slots >= degree[..., None], -torch.inf)
         if len(dead.rows):
@@ -125,5 +124,5 @@ class BeamSearch:
             path = torch.cat([path.gather(1, parents[..., None].expand(-1, -1, path.shape[2])), new[..., None]], 2)
             hung += nodes.shape[1]
             ancestors = torch.zeros(*nodes.shape, hung, dtype=torch.bool, device=device).scatter_(2, path, True)
-            states = context.extend(walk.codes[edges] + start, torch.full_like(nodes, level), ancestors)
+            states = context.extend(walk.codes[edges].long() + start, torch.full_like(nodes, level), ancestors)
         raise AssertionError("a trie has at least one level")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gemst.backbone import is_encoder_decoder
+from gemst.backbone import is_encoder_decoder, takes_positions
 from gemst.errors import GemstError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class _DecoderOnly(Context):
         from transformers import DynamicCache
 
         self.model = model
-        if branches and "position_ids" not in signature(model.base_model.forward).parameters:
+        if branches and not takes_positions(model):
             raise _refused(model)
         ids, self.mask = _padded(prompts, model.device)
         self.lengths = self.mask.sum(1)

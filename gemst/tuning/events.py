@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from gemst.item_ids.ids import rows_by
 from gemst.prompts import SEARCH, Prompter
 
 Ints = NDArray[np.int64]
@@ -35,8 +36,7 @@ def load_events(train: pl.DataFrame, prompter: Prompter) -> Events:
     first = train.group_by("user_id", maintain_order=True).first()
     heads = prompter.history_rows(first["history"])
     head_lengths = np.array([len(head) for head in heads])
-    target = train["targets"].list.first()
-    rows = target.replace_strict(prompter.index, default=-1, return_dtype=pl.Int64).to_numpy()
+    rows = rows_by(prompter.index, train["targets"].list.first())
     users = train["user_id"].rle_id().to_numpy().astype(np.int64)
     counts = np.bincount(users)
     start = np.concatenate([[0], np.cumsum(counts + head_lengths)])

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gemst.backbone import capped, hidden, output_head, output_scale, vocabulary
+from gemst.backbone import capped, hidden, output_head, output_scale, takes_positions, vocabulary
+from gemst.errors import GemstError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +55,11 @@ class ItemModel(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """Final hidden states at the target positions alone, (targets, d)."""
+        if batch.position_ids is not None and not takes_positions(self.model):
+            raise GemstError(
+                f"tuning.layout chain packs rows that {type(self.model).__name__} cannot place: no position_ids",
+                "Set tuning.layout: single",
+            )
         embeds = self.embed(batch.input_ids)
         if batch.decoder_ids is None:
             every = hidden(

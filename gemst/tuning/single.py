@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from gemst.item_ids.ids import rows_by
 from gemst.prompts import SEARCH, Prompter
 from gemst.tuning.batches import Batch, Batches
 
@@ -17,9 +18,9 @@ class SingleBatches(Batches):
         self, train: pl.DataFrame, prompter: Prompter, *, batch_tokens: int, decoder_start: int | None, seed: int
     ) -> None:
         self.prompter, self.decoder_start, self.seed = prompter, decoder_start, seed
-        target = train["targets"].list.first().replace_strict(prompter.index, default=-1, return_dtype=pl.Int64)
+        target = rows_by(prompter.index, train["targets"].list.first())
         known = target >= 0
-        self.train, self.target = train.filter(known), target.filter(known).to_numpy()
+        self.train, self.target = train.filter(known), target[known]
         self.search = (self.train["task"] == SEARCH).to_numpy()
         history = self.train["history"].list.len().to_numpy().astype(np.int64)
         self.history = np.minimum(history, prompter.max_history)

@@ -8,11 +8,14 @@ import torch
 
 from gemst.backbone import add_item_tokens, output_head, output_scale
 from gemst.config import Config, Prompts
+from gemst.errors import GemstError
 from gemst.prompts import Prompter
+from gemst.tuning.batches import make_batches
 from gemst.tuning.methods import Facts, make
 from gemst.tuning.model import ItemModel
 from gemst.tuning.single import SingleBatches
 from gemst.tuning.subspace import matching
+from tests.ranking.tiny import PECULIAR
 from tests.tuning.conftest import ITEMS, llama, t5
 
 LEVELS = (4, 3)  # 12 items as 4 x 3 codes
@@ -76,6 +79,16 @@ def test_rows_learned_in_another_base_are_the_same_model(tokenizer, train, promp
     torch.testing.assert_close(based(batch), plain(batch), atol=1e-4, rtol=1e-4)
     based.fold()
     torch.testing.assert_close(output_head(model).weight, head, atol=1e-4, rtol=1e-4)
+
+
+def test_a_family_that_cannot_place_tokens_tunes_on_single_rows_only(train, prompter) -> None:
+    model = PECULIAR["bloom"](20 + ITEMS)
+    items = ItemModel(model, 20, (ITEMS,), False)
+    chains = make_batches(Config.model_validate({"tuning": {"layout": "chain"}}), train, prompter, None)
+    with pytest.raises(GemstError, match=r"BloomForCausalLM cannot place.*tuning.layout: single"):
+        items(next(chains(0)))
+    single = make_batches(Config.model_validate({"tuning": {"layout": "single"}}), train, prompter, None)
+    assert items(next(single(0))).isfinite().all()
 
 
 def test_vocabulary_loss_is_a_softmax_over_everything(tokenizer, train, prompter) -> None:
