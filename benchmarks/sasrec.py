@@ -29,7 +29,8 @@ from gemst import layout
 from gemst.config import load
 from gemst.evaluation.metrics import relevant_items, table_of_metrics
 from gemst.evaluation.protocols import seen_items
-from gemst.files import atomic_folder, read_json, require, write_json
+from gemst.evaluation.study import HEADLINE
+from gemst.files import atomic_file, atomic_folder, read_json, require, write_json
 from gemst.prompts import TASKS
 
 HOME = layout.ARTIFACTS / "benchmarks" / "sasrec"
@@ -81,19 +82,25 @@ def main() -> None:
                 subprocess.run([python, Path(__file__).with_name("sasrec_worker.py"), json.dumps(task)], check=True)
         seconds = read_json(folder / "trial.json")["seconds"]
         for mark in MARKS:
-            valid = measure(pl.read_parquet(folder / f"valid-{mark}.parquet"), splits["valid"], seen["valid"])
+            valid = means(by_query(pl.read_parquet(folder / f"valid-{mark}.parquet"), splits["valid"], seen["valid"]))
             trials.append(
                 {**trial, "epochs": mark, "seconds": seconds[str(mark)], "valid": valid, "folder": str(folder)}
             )
             print(f"  {mark} epochs: " + line(valid), flush=True)
     best = max(trials, key=lambda one: one["valid"]["recommendation"]["ndcg@10"])
     ranking = pl.read_parquet(Path(best.pop("folder")) / f"test-{best['epochs']}.parquet")
+    test = by_query(ranking, splits["test"], seen["test"])
     result = {
         "data": given.name, "library": PACKAGES[0], "loss": loss["loss"], "best": best,
-        "test": measure(ranking, splits["test"], seen["test"]),
+        "test": means(test),
+        "planned": len(grid),
         "trials": [{name: value for name, value in one.items() if name != "folder"} for one in trials],
     }  # fmt: skip
-    write_json(Path(__file__).parent / "results" / f"sasrec-{given.name}.json", result)
+    results = Path(__file__).parent / "results"
+    with atomic_file(results / f"sasrec-{given.name}.parquet") as place:  # for the study's paired interval
+        shown = test.with_columns(ranker=pl.lit("sasrec"), protocol=pl.lit("full")).cast({HEADLINE: pl.Float32})
+        shown.select("ranker", "protocol", "row", "user_id", "task", "timestamp", HEADLINE).write_parquet(place)
+    write_json(results / f"sasrec-{given.name}.json", result)
     print(f"best: {best}\ntest: " + line(result["test"]))
 
 
@@ -147,15 +154,19 @@ def sequences(examples: pl.DataFrame, past: list[pl.DataFrame], length: int) -> 
     return whole.with_columns(at=pl.int_range(pl.len()).over("user"))
 
 
-def measure(ranking: pl.DataFrame, examples: pl.DataFrame, seen: pl.DataFrame | None) -> dict[str, Any]:
-    """Mean metrics per task of a ranking (row, item_id, rank) once the seen items are taken out."""
+def by_query(ranking: pl.DataFrame, examples: pl.DataFrame, seen: pl.DataFrame | None) -> pl.DataFrame:
+    """Metrics of every example from a ranking (row, item_id, rank) once the seen items are taken out, with its key."""
     ranking = ranking.cast({"row": pl.UInt32})
     kept = ranking if seen is None else ranking.join(seen, on=["row", "item_id"], how="anti")
     ranked = kept.sort("row", "rank").with_columns(rank=pl.int_range(1, pl.len() + 1).over("row"))
-    table = table_of_metrics(ranked, relevant_items(examples), (10, K)).join(
-        examples.select("task").with_row_index("row"), on="row"
-    )
-    return {task: table.filter(pl.col("task") == task).drop("row", "task").mean().row(0, named=True) for task in TASKS}
+    keys = examples.select("user_id", "task", "timestamp").with_row_index("row")
+    return table_of_metrics(ranked, relevant_items(examples), (10, K)).join(keys, on="row", maintain_order="left")
+
+
+def means(table: pl.DataFrame) -> dict[str, Any]:
+    """Mean metrics per task."""
+    scores = table.drop("row", "user_id", "timestamp")
+    return {task: scores.filter(pl.col("task") == task).drop("task").mean().row(0, named=True) for task in TASKS}
 
 
 def line(metrics: dict[str, Any]) -> str:

@@ -58,11 +58,10 @@ def run_cell(study: Study, cell: Cell, paths: dict[str, Path], parent: str, say:
         if not (stage == "tune" and _tuned(folder, full)):
             _stage(stage, folder, say)
             if stage == "tune":
-                run_id = read_json(folder / layout.TUNING / "run.json")["run_id"]
-                name_cell(
-                    run_id, {"study.data": cell.data, "study.method": cell.method, "study.trial": str(cell.trial)}
-                )
                 write_json(folder / "tuned.json", full.model_dump(mode="json"))
+        if stage == "tune":  # again on a second try: the first may have failed right here
+            run_id = read_json(folder / layout.TUNING / "run.json")["run_id"]
+            name_cell(run_id, {"study.data": cell.data, "study.method": cell.method, "study.trial": str(cell.trial)})
     found = _result(study, cell, folder)
     if not cell.trial:
         with atomic_file(queries_path(study, cell)) as place:
@@ -167,18 +166,22 @@ def _result(study: Study, cell: Cell, folder: Path) -> dict[str, Any]:
     tuned = read_json(folder / layout.TUNING / "run.json")
     curves = pl.read_parquet(folder / layout.TUNING / "curves.parquet").filter(pl.col("name").str.starts_with("valid/"))
     best = curves.filter(name="valid/joint").sort("value", "step", descending=[True, False])["step"][0]
+    start = curves.filter(name="valid/joint", step=0)["value"]
     valid = {name.removeprefix("valid/"): value for _, name, value in curves.filter(step=best).rows()}
     summaries = {
         path.stem: read_json(path) for path in sorted((folder / layout.ARTIFACTS / "summaries").glob("*.json"))
     }
+    seconds = {"per_step": tuned["seconds_per_step"]} | {name: one["seconds"] for name, one in summaries.items()}
+    # A resumed stage tells its last process's seconds, tuning all of them.
+    seconds["tune"] = max(seconds["tune"], tuned["seconds"])
     commit = code_tags()
     found = {
         "cell": cell.name, "data": cell.data, "method": cell.method, "seed": cell.seed, "trial": cell.trial,
         "params": cell.params,
-        "valid": {**valid, "step": best},
+        "valid": {**valid, "step": best}, **({"start": start[0]} if len(start) else {}),
         "tokens": tuned["tokens"], "steps": tuned["steps"], "epochs": tuned["epochs"],
         "largest_leak": tuned["largest_leak"],
-        "seconds": {"per_step": tuned["seconds_per_step"]} | {name: one["seconds"] for name, one in summaries.items()},
+        "seconds": seconds,
         "peak_mib": {name: one["peak_mib"] for name, one in summaries.items()},
         "machine": _machine(), "commit": commit.get("mlflow.source.git.commit"), "dirty": commit.get("git.dirty"),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

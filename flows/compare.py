@@ -78,6 +78,7 @@ def compare(
     try:
         whole = studies.read(Path(study))
         places = {name: Path(path).expanduser() for name, path in (paths or {}).items()}
+        check_patterns(whole, only)
         absent = away(whole, places)
         for name, where in absent.items():
             say(f"{name} is skipped: {where} does not exist. Give its folder with --path {name}=FOLDER")
@@ -112,12 +113,23 @@ def following(study: Study, only: list[str] | None, absent: dict[str, Path], tri
     return None
 
 
+def check_patterns(study: Study, only: list[str] | None) -> None:
+    """Raises GemstError for a pattern that no cell matches: misspelt, or its trials are not done."""
+    for pattern in only or []:
+        if next(studies.plan(study, [pattern]), None) is None:
+            raise GemstError(
+                f"--only {pattern}: no cell is called so by now",
+                "--list has their names; a method's cells appear once its trials have all been run",
+            )
+
+
 def away(study: Study, paths: dict[str, Path]) -> dict[str, Path]:
     """Data sets whose folder is not there. Raises GemstError for a path of a data set the study does not know."""
     unknown = sorted(set(paths) - set(study.data))
     if unknown:
         raise GemstError(f"--path {unknown[0]}: the study has no such data set", f"It has {', '.join(study.data)}")
-    folders = {name: paths.get(name, Path(settings["data.path"])) for name, settings in study.data.items()}
+    given = config.load(study.base).data.path
+    folders = {name: paths.get(name, Path(settings.get("data.path", given))) for name, settings in study.data.items()}
     return {name: folder for name, folder in folders.items() if not folder.exists()}
 
 
@@ -169,11 +181,12 @@ def main() -> int:
     for text in given.path:
         if "=" not in text:
             parser.error(f"--path {text}: write DATA=FOLDER, such as lastfm-2k=~/hetrec2011-lastfm-2k")
-    paths = dict(text.split("=", 1) for text in given.path)
+    paths = {name: str(Path(path).expanduser()) for name, path in (text.split("=", 1) for text in given.path)}
     if given.list or given.table:
         try:
             whole = studies.read(given.study)
             if given.list:
+                check_patterns(whole, given.only)
                 print(listing(whole, given.only, away(whole, {name: Path(one) for name, one in paths.items()})))
             if given.table:
                 write_page(whole, given.study)

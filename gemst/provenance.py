@@ -9,6 +9,9 @@ from pathlib import Path
 from gemst import layout
 from gemst.files import sha256
 
+# Written about models, not read by what makes them: a study's own results would call its next cell changed.
+_ASIDE = (":(exclude)docs", ":(exclude)configs", ":(exclude)benchmarks/results")
+
 
 def dvc_hashes() -> dict[str, str]:
     """{"dvc/tune/artifacts/model": "<md5>.dir", ...} of every output in dvc.lock and of data.dvc."""
@@ -25,11 +28,11 @@ def dvc_hashes() -> dict[str, str]:
 
 
 def code_tags() -> dict[str, str]:
-    """The git commit, and whether the working tree differed from it; nothing where there is no git."""
+    """The git commit, and whether what makes a model differed from it; nothing where there is no git."""
     try:
         commit, status = (
             subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "--", ".", *_ASIDE))
         )
     except (OSError, subprocess.SubprocessError):
         return {}

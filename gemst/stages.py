@@ -208,6 +208,10 @@ def evaluate(config: Config) -> Summary:
         require(layout.MODEL / "gemst.json", made_by="gemst tune")
         items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
         frames = {name: _examples(name) for name in ("train", "valid", "test")}
+        if not len(frames["test"]):
+            raise GemstError(
+                "there is no test example", "Raise data.test_fraction or lower data.min_history; split.json says why"
+            )
         _, heldout = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
         _set_threads(config)
         tuned = backbone.load_tuned(layout.MODEL)
@@ -299,8 +303,15 @@ def compare(config: Config, run_a: str, run_b: str) -> pl.DataFrame:
     from gemst import registry
     from gemst.evaluation.significance import paired_bootstrap
 
-    first, second = (pl.read_parquet(registry.per_query(config, run)) for run in (run_a, run_b))
-    return paired_bootstrap(first, second, resamples=config.evaluation.bootstrap, seed=config.seed)
+    tables = []
+    for path in (registry.per_query(config, run) for run in (run_a, run_b)):
+        try:
+            tables.append(pl.read_parquet(path))
+        except pl.exceptions.PolarsError as error:
+            raise GemstError(
+                f"{path} cannot be read: {str(error).splitlines()[0]}", "Evaluate that run again"
+            ) from None
+    return paired_bootstrap(*tables, resamples=config.evaluation.bootstrap, seed=config.seed)
 
 
 def _examples(name: str) -> pl.DataFrame:

@@ -106,7 +106,7 @@ def test_results_are_a_table_of_tabs_in_a_pipe(project, monkeypatch):
         (["append"], "Run `gemst validate` first"),
         (["recommend", "--user", "1"], "Run `gemst validate` first"),
         (["search", "--user", "1", " "], "gemst: the query is empty"),
-        (["compare", "nobody", "nothing"], "gemst: a model has no champion in the registry yet"),
+        (["compare", "nobody", "nothing"], "gemst: 'nobody' names no evaluated run"),
     ],
 )
 def test_what_can_be_mended_is_one_line_and_status_1(project, arguments, said):

@@ -167,6 +167,20 @@ def test_a_stage_before_its_inputs_names_the_command_that_makes_them(
         stage(config)
 
 
+def test_a_damaged_table_of_scores_and_an_empty_test_set_are_named(ran, config, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(ran)
+    (tmp_path / "per_query.parquet").write_bytes(b"PAR1, cut off")
+    with pytest.raises(GemstError, match=r"per_query.parquet cannot be read: .*Evaluate that run again"):
+        stages.compare(config, str(layout.EVALUATION), str(tmp_path))
+    whole = pl.read_parquet(layout.EXAMPLES / "test.parquet")
+    whole.clear().write_parquet(layout.EXAMPLES / "test.parquet")
+    try:
+        with pytest.raises(GemstError, match=r"no test example.*data.test_fraction"):
+            stages.evaluate(config)
+    finally:
+        whole.write_parquet(layout.EXAMPLES / "test.parquet")
+
+
 @pytest.mark.parametrize(("user", "query", "k", "says"), [
     ("nobody", None, 3, "user 'nobody' has no event"), ("u3", None, 0, "k = 0 is out of bounds"),
     ("u3", "  ", 3, "the query is empty"),

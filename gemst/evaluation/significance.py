@@ -22,8 +22,8 @@ Floats = NDArray[np.float64]
 
 
 def paired_bootstrap(
-    a: pl.DataFrame,
-    b: pl.DataFrame,
+    a: pl.DataFrame | Sequence[pl.DataFrame],
+    b: pl.DataFrame | Sequence[pl.DataFrame],
     *,
     metrics: Sequence[str] = ("ndcg@10", "hit@10"),
     rankers: tuple[str, str] = ("model", "model"),
@@ -33,39 +33,45 @@ def paired_bootstrap(
 ) -> pl.DataFrame:
     """Is `b` better than `a`? Ranker `rankers[0]` of per-query table `a` against `rankers[1]` of `b`, query by query.
 
-    Users are resampled, not queries: one user's queries are not independent, and both tasks of a user stay together.
+    Each side may be several runs, such as a method's seeds: its score is the mean of theirs. Users are resampled, not
+    queries: one user's queries are not independent, and both tasks of a user stay together.
     Returns one line per task and metric, and per metric the joint score (harmonic mean of the tasks), with columns
 
         task, metric, queries, a, b (means), difference (b - a), difference_low, difference_high, ratio (b / a),
         ratio_low, ratio_high (95 % percentile intervals; null where a is 0), p (two-sided, of no difference).
 
-    Raises GemstError when the frames do not hold the same queries.
+    Raises GemstError when the frames do not hold the same queries, or not the columns it takes.
     """
-    first, second = (
-        frame.filter((pl.col("ranker") == ranker) & (pl.col("protocol") == protocol))
-        for frame, ranker in zip((a, b), rankers, strict=True)
-    )
-    pairs = _paired(first, second, metrics)
+    given = [[side] if isinstance(side, pl.DataFrame) else list(side) for side in (a, b)]
+    pairs, columns = _paired(given, rankers, protocol, metrics)
     users = pairs["user_id"].rank("dense").cast(pl.Int64).to_numpy() - 1
     count = int(users.max()) + 1
     weights = _Resamples(count, resamples, seed)
+    runs, split = len(columns), len(given[0])
     lines = []
     for metric in metrics:
-        sides = [pairs[metric].to_numpy(), pairs[f"{metric}_b"].to_numpy()]
+        values = [pairs[f"{metric}{column}"].to_numpy() for column in columns]
         tasks = [task for task in TASKS if (pairs["task"] == task).any()]
-        means, drawn = [], []
-        for task in tasks:
+        means, drawn = np.empty((len(tasks), runs)), np.empty((len(tasks), runs, resamples))
+        for at, task in enumerate(tasks):
             inside = (pairs["task"] == task).to_numpy()
             queries = np.bincount(users[inside], minlength=count).astype(float)
-            sums = [np.bincount(users[inside], side[inside], minlength=count) for side in sides]
-            means.append([float(side[inside].mean()) for side in sides])
-            drawn.append(weights.means(sums, queries))
-            lines.append({"task": task, "metric": metric, "queries": int(inside.sum()), **_line(means[-1], drawn[-1])})
+            sums = [np.bincount(users[inside], value[inside], minlength=count) for value in values]
+            means[at] = [value[inside].mean() for value in values]
+            drawn[at] = weights.means(sums, queries)
+            line = _line(_of_sides(means[at], split), _of_sides(drawn[at], split))
+            lines.append({"task": task, "metric": metric, "queries": int(inside.sum()), **line})
         if len(tasks) > 1:
-            joint = [harmonic_mean([mean[side] for mean in means]) for side in (0, 1)]
-            joint_drawn = len(tasks) / (1 / np.maximum(np.stack(drawn), 1e-12)).sum(axis=0)
-            lines.append({"task": JOINT, "metric": metric, "queries": len(pairs), **_line(joint, joint_drawn)})
+            joint = np.array([harmonic_mean(run.tolist()) for run in means.T])
+            joint_drawn = len(tasks) / (1 / np.maximum(drawn, 1e-12)).sum(axis=0)
+            line = _line(_of_sides(joint, split), _of_sides(joint_drawn, split))
+            lines.append({"task": JOINT, "metric": metric, "queries": len(pairs), **line})
     return pl.DataFrame(lines)
+
+
+def _of_sides(runs: Floats, split: int) -> Floats:
+    """Means of the first `split` runs and of the others: (runs, ...) -> (2, ...)."""
+    return np.stack([runs[:split].mean(axis=0), runs[split:].mean(axis=0)])
 
 
 def intervals(per_query: pl.DataFrame, metric: str = "ndcg@10", resamples: int = 2000, seed: int = 7) -> pl.DataFrame:
@@ -92,7 +98,10 @@ class _Resamples:
         self.users, self.resamples, self.seed = users, resamples, seed
 
     def means(self, sums: Sequence[NDArray[Any]], queries: Floats) -> Floats:
-        """Resampled means (len(sums), resamples) of per-user sums (users,) over per-user query counts (users,)."""
+        """Resampled means (len(sums), resamples) of per-user sums (users,) over per-user query counts (users,).
+
+        NaN where a draw holds no query: it says nothing of a task that few users have.
+        """
         rng = np.random.default_rng(self.seed)
         table = np.stack([*sums, queries], axis=1)
         step = max(1, _CELLS // self.users)
@@ -103,13 +112,15 @@ class _Resamples:
             weights = np.bincount(picks.ravel(), minlength=draws * self.users).reshape(draws, self.users)
             totals.append(weights @ table)
         total = np.concatenate(totals)
-        means: Floats = (total[:, :-1] / np.maximum(total[:, -1:], 1)).T
+        held = total[:, -1:]
+        means: Floats = np.divide(total[:, :-1], held, out=np.full_like(total[:, :-1], np.nan), where=held > 0).T
         return means
 
 
-def _line(means: Sequence[float], drawn: Floats) -> dict[str, float | None]:
-    """`means` of a and b, `drawn` (2, resamples)."""
-    first, second = means
+def _line(means: Floats, drawn: Floats) -> dict[str, float | None]:
+    """`means` (2,) of a and b, `drawn` (2, resamples)."""
+    first, second = means.tolist()
+    drawn = drawn[:, ~np.isnan(drawn).any(axis=0)]
     differences = drawn[1] - drawn[0]
     low, high = _interval(differences)
     # Both tails with the +1 of a finite number of resamples; ties count on both sides.
@@ -126,27 +137,46 @@ def _line(means: Sequence[float], drawn: Floats) -> dict[str, float | None]:
 
 
 def _interval(drawn: Floats) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    low, high = np.nanquantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)
 
 
-def _paired(a: pl.DataFrame, b: pl.DataFrame, metrics: Sequence[str]) -> pl.DataFrame:
-    """Both frames side by side, `_b` after b's metrics."""
-    for name, frame in (("first", a), ("second", b)):
-        missing = [column for column in (*_KEY, *metrics) if column not in frame.columns]
-        if missing:
-            raise GemstError(
-                f"the {name} run's per-query table has no column {', '.join(missing)}", "Evaluate it again"
-            )
-        if not len(frame):
-            raise GemstError(
-                f"the {name} run's per-query table has no line of the ranker and protocol asked for",
-                "Evaluate it again",
-            )
-    pairs = a.select(*_KEY, *metrics).join(b.select(*_KEY, *metrics), on=_KEY, how="inner", suffix="_b").sort("row")
-    if not len(pairs) == len(a) == len(b):
+def _paired(
+    given: Sequence[Sequence[pl.DataFrame]], rankers: Sequence[str], protocol: str, metrics: Sequence[str]
+) -> tuple[pl.DataFrame, list[str]]:
+    """Both sides' runs beside each other, and what is appended to a metric's name for each run, first side first."""
+    pairs: pl.DataFrame | None = None
+    columns: list[str] = []
+    lengths: list[int] = []
+    for side, runs, ranker in zip(("first", "second"), given, rankers, strict=True):
+        for frame in runs:
+            part = _lines(frame, side, ranker, protocol, metrics)
+            columns.append(f"/{len(columns)}")
+            lengths.append(len(part))
+            part = part.rename({metric: f"{metric}{columns[-1]}" for metric in metrics})
+            if pairs is not None and any(pairs.schema[key] != part.schema[key] for key in _KEY):
+                raise GemstError(
+                    f"the {side} run's per-query table has other types of {', '.join(_KEY)} than the one before it",
+                    "Evaluate both with one version of gemst",
+                )
+            pairs = part if pairs is None else pairs.join(part, on=_KEY, how="inner")
+    assert pairs is not None
+    if set(lengths) != {len(pairs)}:
         raise GemstError(
-            f"the two runs were not tested on the same queries ({len(a)} and {len(b)}, {len(pairs)} in common)",
+            f"the runs were not tested on the same queries ({' and '.join(map(str, lengths))}, {len(pairs)} in common)",
             "Compare runs made from the same data and split parameters",
         )
-    return pairs
+    return pairs.sort("row"), columns
+
+
+def _lines(frame: pl.DataFrame, side: str, ranker: str, protocol: str, metrics: Sequence[str]) -> pl.DataFrame:
+    """A per-query table's lines of one ranker and protocol, key and `metrics` alone."""
+    missing = [name for name in ("ranker", "protocol", *_KEY, *metrics) if name not in frame.columns]
+    if missing:
+        raise GemstError(f"the {side} run's per-query table has no column {', '.join(missing)}", "Evaluate it again")
+    lines = frame.filter((pl.col("ranker") == ranker) & (pl.col("protocol") == protocol)).select(*_KEY, *metrics)
+    if not len(lines):
+        raise GemstError(
+            f"the {side} run's per-query table has no line of the ranker and protocol asked for", "Evaluate it again"
+        )
+    return lines

@@ -117,6 +117,8 @@ def read(path: Path) -> Study:
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".lstrip(": ") for fault in error.errors()]
         raise GemstError(f"{path}: {'; '.join(faults)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise GemstError(f"{path} cannot be read: {error}", "Give a study such as configs/study.yaml") from None
     except yaml.YAMLError as error:
         raise GemstError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 

@@ -136,8 +136,8 @@ def succeed(config: Config, model: Path) -> Registered:
     it grew from. Raises GemstError when there is no champion or the database cannot be used.
     """
     with explained():
-        client = connect(create=False)
         name = _model_name(config)
+        client = connect(absent=no_model(name))
         before = _alias(client, name, CHAMPION)
         if before is None or before.run_id is None:
             raise no_model(name)
@@ -152,8 +152,8 @@ def succeed(config: Config, model: Path) -> Registered:
 def champion(config: Config) -> Path:
     """The folder of the champion's model, as `gemst tune` wrote it. Raises GemstError when there is none."""
     with explained():
-        client = connect(create=False)
         name = _model_name(config)
+        client = connect(absent=no_model(name))
         if _alias(client, name, CHAMPION) is None:
             raise no_model(name)
         import mlflow
@@ -167,22 +167,28 @@ def per_query(config: Config, run: str) -> Path:
     if folder.is_dir():
         return require(folder / "per_query.parquet", made_by="gemst evaluate")
     with explained():
-        client = connect(create=False)
+        client = connect(absent=_unknown(run))
         import mlflow
         from mlflow.exceptions import MlflowException
 
         try:
-            name = _model_name(config)
-            version = client.get_model_version(name, run) if run.isdigit() else _alias(client, name, run)
+            name = config.registry.model_name
+            version = None
+            if name is not None:
+                version = client.get_model_version(name, run) if run.isdigit() else _alias(client, name, run)
             run_id = run if version is None else version.run_id
             return Path(
                 mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="evaluation/per_query.parquet")
             )
         except (MlflowException, OSError):
-            raise GemstError(
-                f"{run!r} names no evaluated run",
-                "Give a run id, a model version, `champion` or a folder; `make ui` lists the runs",
-            ) from None
+            raise _unknown(run) from None
+
+
+def _unknown(run: str) -> GemstError:
+    return GemstError(
+        f"{run!r} names no evaluated run",
+        "Give a run id, a model version, `champion` or a folder; `make ui` lists the runs",
+    )
 
 
 def _model_name(config: Config) -> str:

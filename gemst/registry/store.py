@@ -66,15 +66,18 @@ def summary_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     return flatten(metrics.get("model", {}), "test") | headlines | flatten(metrics.get("drift", {}), "drift")
 
 
-def connect(create: bool = True) -> MlflowClient:
-    """A client on the project's database, or on MLFLOW_TRACKING_URI where a team has a server."""
+def connect(absent: GemstError | None = None) -> MlflowClient:
+    """A client on the project's database, or on MLFLOW_TRACKING_URI where a team has a server.
+
+    Where there is no database yet, one is made, or `absent` raised if given.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     local = f"sqlite:///{DATABASE.resolve()}"  # absolute: MLflow keeps one connection per address in a process
     uri = os.environ.get("MLFLOW_TRACKING_URI") or local
     if uri == local:
-        if not create and not DATABASE.exists():
-            raise no_model("a model")
+        if absent is not None and not DATABASE.exists():
+            raise absent
         _check_unlocked()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow

@@ -119,6 +119,34 @@ def test_frames_of_different_queries_are_refused() -> None:
         compare(a, a.drop("ndcg@10"))
     with pytest.raises(GemstError, match="no line"):
         compare(a.clear(), a)
+    with pytest.raises(GemstError, match=r"first run's .* no column ranker"):
+        compare(a.drop("ranker"), a)
+    with pytest.raises(GemstError, match="other types of user_id"):
+        compare(a, a.with_columns(pl.col("user_id").str.slice(1).cast(pl.Int64)))
+
+
+def test_a_task_few_users_have_is_judged_on_the_draws_that_hold_it() -> None:
+    """Two of twelve users search, and b is better by 0.5 on both: no draw can say anything else."""
+    recommended = frame(np.full((12, 1), 0.5), ("recommendation",))
+    searched = frame(np.full((2, 1), 0.2), ("search",)).with_columns(row=pl.Series([12, 13], dtype=pl.UInt32))
+    a = pl.concat([recommended, searched])
+    b = a.with_columns(pl.when(task="search").then(0.7).otherwise("ndcg@10").alias("ndcg@10"))
+    line = compare(a, b).row(1, named=True)
+    assert (line["difference_low"], line["difference_high"]) == pytest.approx((0.5, 0.5))
+    assert line["ratio_low"] == pytest.approx(3.5)
+    assert line["p"] < 0.01
+
+
+def test_runs_of_several_seeds_count_as_their_mean_and_joint_is_the_mean_of_theirs() -> None:
+    ours, theirs = [draw(60, seed) for seed in (1, 2)], [draw(60, seed) for seed in (3, 4)]
+    lines = compare([frame(run) for run in theirs], [frame(run) for run in ours]).to_dicts()
+    mean = np.mean(ours, axis=0).mean(0) - np.mean(theirs, axis=0).mean(0)
+    assert [lines[0]["difference"], lines[1]["difference"]] == pytest.approx(mean.tolist())
+    joint = [np.mean([2 / (1 / run.mean(0)).sum() for run in side]) for side in (theirs, ours)]
+    assert (lines[2]["a"], lines[2]["difference"]) == pytest.approx((joint[0], joint[1] - joint[0]))
+    once = compare(frame(np.mean(theirs, axis=0)), frame(np.mean(ours, axis=0))).to_dicts()
+    for name in ("difference_low", "difference_high", "p"):
+        assert lines[0][name] == pytest.approx(once[0][name])
 
 
 def test_intervals_hold_the_mean_of_each_ranker() -> None:

@@ -224,13 +224,13 @@ def test_the_page_has_every_row_its_interval_and_what_is_missing(finished, proje
 def test_the_page_names_a_seed_whose_methods_ran_on_different_kinds_of_machine(finished, tmp_path):
     study = finished.model_copy(update={"results": tmp_path})
     shutil.copytree(finished.results, tmp_path, dirs_exist_ok=True)
-    assert "different kinds of machine" not in compare.study_page.markdown(study, "run")
+    assert "More than one" not in compare.study_page.markdown(study, "run")
     cell = studies.final(study, study.tables["main"], "logs", "full", 8)
     path = studies.result_path(study, cell)
     found = read_json(path)
     write_json(path, found | {"machine": found["machine"] | {"device": "a GPU"}})
     page = compare.study_page.markdown(study, "run")
-    assert page.count("The methods of seed 8 ran on different kinds of machine.") == 1
+    assert page.count("**More than one kind of machine in seed 8.**") == 1
     assert "a GPU beside" in page
 
 
@@ -238,6 +238,26 @@ def test_a_path_for_an_unknown_data_set_is_refused(finished):
     state = compare.compare("study.yaml", paths={"logz": "x"}, return_state=True)
     assert state.is_failed()
     assert "--path logz: the study has no such data set" in state.message
+
+
+def test_a_pattern_that_no_cell_matches_is_refused(finished, capsys):
+    state = compare.compare("study.yaml", only=["logs/gmes/*"], return_state=True)
+    assert state.is_failed()
+    assert "--only logs/gmes/*: no cell is called so by now" in state.message
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["compare", "study.yaml", "--list", "--only", "logs/gmes/*"])
+        assert compare.main() == 1
+    assert "no cell is called so" in capsys.readouterr().err
+
+
+def test_a_home_folder_is_found_and_a_study_may_leave_the_path_to_params_yaml(finished, capsys, monkeypatch, project):
+    monkeypatch.setenv("HOME", str(project))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["compare", "study.yaml", "--list", "--path", "elsewhere=~/logs"])
+        assert compare.main() == 0
+    assert "no data" not in capsys.readouterr().out
+    pathless = finished.model_copy(update={"data": {"own": {}}})
+    assert compare.away(pathless, {}) == {}  # params.yaml names logs
 
 
 def test_prepared_stages_are_shared_exactly_when_what_they_read_agrees():

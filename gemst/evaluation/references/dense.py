@@ -26,16 +26,19 @@ class Dense(Reference):
 
     def _fit(self, events: pl.DataFrame, items: pl.DataFrame) -> None:
         self._items = self._encoder.embed(documents(items).to_list())
-        self._queries: dict[str, Floats] = {}
+        self._known = pl.DataFrame(schema={"query": pl.String, "at": pl.Int64})
+        self._queries = np.zeros((0, self._items.shape[1]), np.float32)
 
     def scores(self, examples: pl.DataFrame) -> Floats:
         searches = examples["query"].is_not_null().to_numpy()
-        queries = examples["query"].cast(pl.String).drop_nulls().to_list()
-        fresh = sorted(set(queries) - set(self._queries))
-        self._queries.update(zip(fresh, self._encoder.embed(fresh), strict=True))
+        queries = examples.select(pl.col("query").cast(pl.String)).drop_nulls()
+        fresh = queries.unique().join(self._known, on="query", how="anti").sort("query")
+        if len(fresh):
+            self._known = pl.concat([self._known, fresh.with_columns(at=pl.int_range(pl.len()) + len(self._known))])
+            self._queries = np.concatenate([self._queries, self._encoder.embed(fresh["query"].to_list())])
         vectors = np.zeros((len(examples), self._items.shape[1]), np.float32)
-        if queries:
-            vectors[searches] = np.stack([self._queries[query] for query in queries])
+        at = queries.join(self._known, on="query", how="left", maintain_order="left")["at"]
+        vectors[searches] = self._queries[at.to_numpy()]
         vectors[~searches] = self.histories(examples.filter(~searches)) @ self._items
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors @ self._items.T
