@@ -72,20 +72,31 @@ def tune(folder: Path, settings: list[str]) -> list[dict[str, float]]:
             link.symlink_to(require(path, made_by="dvc repro null-space").resolve())
     command = [sys.executable, "-m", "gemst.cli", "tune", *(word for one in settings for word in ("--set", one))]
     subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
-    curves = pl.read_parquet(folder / layout.TUNING / "curves.parquet")
-    wanted = curves.filter(pl.col("name").is_in(["valid/joint", "drift/kl"])).pivot("name", index="step").drop_nulls()
-    rows = wanted.select("step", ndcg10="valid/joint", kl="drift/kl").sort("step")
+    return curve(pl.read_parquet(folder / layout.TUNING / "curves.parquet"))
+
+
+def curve(curves: pl.DataFrame) -> list[dict[str, float]]:
+    """Step, ndcg10 and kl of every validation, from a run's curves (step, name, value).
+
+    The first is step 0, where the item rows have a score already and the backbone is itself: its KL is 0.
+    """
+    wide = curves.filter(pl.col("name").is_in(["valid/joint", "drift/kl"])).pivot("name", index="step")
+    kl = pl.when(pl.col("step") == 0).then(0.0).otherwise("drift/kl")
+    rows = wide.select("step", ndcg10="valid/joint", kl=kl).drop_nulls().sort("step")
     return [{name: round(value, 6) for name, value in row.items()} for row in rows.to_dicts()]
 
 
-def kl_at(quality: float, curve: list[dict[str, float]]) -> float | None:
-    """KL where a curve first reaches `quality`, between two measurements by a straight line."""
-    before = {"ndcg10": 0.0, "kl": 0.0}
-    for point in curve:
+def kl_at(quality: float, points: list[dict[str, float]]) -> float | None:
+    """KL where a curve first reaches `quality`, between two measurements by a straight line; None where it never does.
+
+    A curve that begins there (step 0) has the KL of its first point.
+    """
+    for at, point in enumerate(points):
         if point["ndcg10"] >= quality:
-            share = (quality - before["ndcg10"]) / (point["ndcg10"] - before["ndcg10"])
+            before = points[max(at - 1, 0)]
+            rise = point["ndcg10"] - before["ndcg10"]
+            share = (quality - before["ndcg10"]) / rise if rise > 0 else 1.0
             return round(before["kl"] + share * (point["kl"] - before["kl"]), 6)
-        before = point
     return None
 
 

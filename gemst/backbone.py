@@ -71,6 +71,18 @@ def output_head(model: PreTrainedModel) -> Linear:
     return head
 
 
+def output_bias(model: PreTrainedModel) -> Tensor | None:
+    """The output head's bias (tokens,): Phi has one, most families have none."""
+    bias: Tensor | None = getattr(output_head(model), "bias", None)
+    return bias
+
+
+def embedded(model: PreTrainedModel, rows: Tensor) -> Tensor:
+    """Rows (..., d) of the input embedding as the layers get them: Gemma's embedding multiplies its own by sqrt(d)."""
+    scale = getattr(model.get_input_embeddings(), "embed_scale", None)
+    return rows if scale is None else rows * scale
+
+
 def is_encoder_decoder(model: PreTrainedModel) -> bool:
     """True for the T5 family, False for decoder-only models."""
     return bool(model.config.is_encoder_decoder)
@@ -86,6 +98,14 @@ def takes_positions(model: PreTrainedModel) -> bool:
     from inspect import signature
 
     return "position_ids" in signature(model.base_model.forward).parameters
+
+
+def attention_window(model: PreTrainedModel) -> int | None:
+    """How many tokens back, itself included, a decoder-only family's windowed layers look; None without such layers."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    off = not getattr(config, "use_sliding_window", True) or (kinds and "sliding_attention" not in kinds)
+    return None if off else getattr(config, "sliding_window", None)
 
 
 def settle(model: PreTrainedModel, device: torch.device) -> None:
@@ -126,6 +146,9 @@ def add_item_tokens(
         head.weight[: len(own)] = own  # resizing ties T5's head again, even one that has weights of its own
         inputs[first : first + len(tokens)] = rows
         head.weight[first : first + len(tokens)] = out_rows
+        bias = output_bias(model)
+        if bias is not None:  # a spare row of the vocabulary may have a large one, below every word
+            bias[first : first + len(tokens)] = 0
     return first
 
 
@@ -181,10 +204,12 @@ def item_logits(model: PreTrainedModel, states: Tensor, first: int, last: int) -
     """Logits (..., last - first) of the vocabulary ids [first, last) alone, with the family's own scaling."""
     import torch
 
-    head = output_head(model)
-    bias = None if getattr(head, "bias", None) is None else head.bias[first:last]
+    bias = output_bias(model)
+    own = None if bias is None else bias[first:last].to(states.dtype)
     states = states * output_scale(model)
-    return capped(model, torch.nn.functional.linear(states, head.weight[first:last].to(states.dtype), bias))
+    return capped(
+        model, torch.nn.functional.linear(states, output_head(model).weight[first:last].to(states.dtype), own)
+    )
 
 
 def output_scale(model: PreTrainedModel) -> float:

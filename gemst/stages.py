@@ -178,7 +178,7 @@ def tune(config: Config) -> Summary:
                         "run_id": run.run_id, "steps": outcome.steps, "epochs": round(outcome.epochs, 3),
                         "tokens": outcome.tokens, "seconds": round(outcome.seconds, 1),
                         "seconds_per_step": round(outcome.seconds_per_step, 3), "best_valid_joint": outcome.best,
-                        "largest_leak": outcome.largest_leak,
+                        "largest_leak": outcome.largest_leak, "skipped": outcome.skipped,
                     },
                 )  # fmt: skip
         summary.read |= {"train": len(train), "valid": len(valid), "items": len(items)}
@@ -186,6 +186,8 @@ def tune(config: Config) -> Summary:
         summary.notes.append(f"{outcome.epochs:.2f} epochs, best validation NDCG@10 {outcome.best:.4f} (harmonic mean)")
         if outcome.largest_leak is not None:
             summary.notes.append(f"largest leak out of the null space {outcome.largest_leak:.1e}")
+        if outcome.skipped:
+            summary.notes.append(f"{outcome.skipped} steps skipped: their gradients were NaN or infinite")
     return summary
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from gemst import backbone
 from gemst.config import Backbone
-from tests.ranking.tiny import FAMILIES, tokenizer
+from tests.ranking.tiny import FAMILIES, PECULIAR, tokenizer
 
 TOKENS = [f"<item_{number}>" for number in range(5)]
 
@@ -40,6 +42,38 @@ def test_old_rows_keep_their_bits_through_two_rounds_of_tokens(family: str, tied
     assert torch.equal(backbone.output_head(model).weight, expected_out)
     assert words.convert_tokens_to_ids(TOKENS) == list(range(old, old + 5))
     assert max(backbone.encode_text(words, ["a <item_4> film"])[0]) < old
+
+
+def test_item_tokens_have_no_bias_of_a_spare_row(tmp_path: Path) -> None:
+    """Phi's head has a bias and its vocabulary spare rows: what a spare row was taught is nothing about an item."""
+    words = tokenizer()
+    first = len(words)
+    model = PECULIAR["phi"](first + 3).eval()
+    old = model.lm_head.bias.detach().clone()
+    backbone.add_item_tokens(model, words, TOKENS, torch.randn(5, 32), torch.randn(5, 32))
+    backbone.save(model, words, tmp_path / "model")
+    bias = backbone.output_bias(backbone.load(Backbone(name=str(tmp_path / "model")))[0])
+    assert bias is not None
+    assert torch.equal(bias, torch.cat([old[:first], torch.zeros(5)]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "window"),
+    [
+        ({}, 16),
+        ({"use_sliding_window": False}, None),
+        ({"max_window_layers": 2}, None),
+        ({"sliding_window": None}, None),
+    ],
+)
+def test_a_window_counts_where_a_layer_has_one(settings: dict[str, Any], window: int | None) -> None:
+    """Qwen2 names a window that it may not use, or use in layers that it does not have."""
+    chosen = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1, **settings}
+    config = Qwen2Config(
+        vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, **chosen,
+    )  # fmt: skip
+    assert backbone.attention_window(Qwen2ForCausalLM(config)) == window
 
 
 def test_a_scaled_head_stays_scaled_after_export(tmp_path: Path) -> None:

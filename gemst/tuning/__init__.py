@@ -32,6 +32,7 @@ class Outcome:
     seconds_per_step: float  # validation and checkpoints left out
     best: float  # harmonic mean of both validation NDCG@10
     largest_leak: float | None
+    skipped: int  # steps whose gradients were no numbers
 
 
 def run(
@@ -71,6 +72,7 @@ def run(
     from gemst.tuning.loop import train as train_loop
     from gemst.tuning.model import ItemModel
     from gemst.tuning.norm import freeze_norms, thaw_norms
+    from gemst.tuning.null_space import fingerprint
     from gemst.tuning.parallel import on_first
     from gemst.tuning.validation import Validation
 
@@ -93,7 +95,7 @@ def run(
     validation = Validation(config, item_model, tuned, train, valid, processes)
     checkpoints = Checkpoints(
         tuning_folder.with_name(f".{tuning_folder.name}.checkpoints"),
-        _identity(config, train, ids, null_space, item_rows),
+        _identity(config, [train, valid, items], ids, fingerprint(model), null_space, item_rows),
     )
     limit = config.tuning.drift_limit
     drift = None if limit is None else DriftLimit(item_model, method, tokenizer, general, limit, processes)
@@ -103,14 +105,21 @@ def run(
     )  # fmt: skip
     epochs = state.step / batches.steps_per_epoch(config.tuning.accumulate)
     outcome = Outcome(
-        state.step, epochs, state.tokens, state.seconds, state.stepping / max(state.step, 1), state.best, None
+        state.step,
+        epochs,
+        state.tokens,
+        state.seconds,
+        state.stepping / max(state.step, 1),
+        state.best,
+        None,
+        state.skipped,
     )
     method.optimizer.state.clear()
     _release_memory()
     weights = on_first(tensors(item_model, method))
     if not processes.first:
         return outcome
-    leaks = _held(config, method, weights)
+    leaks, before = _held(config, method, weights)
     if processes.sharded:  # shards cannot be taken off a model: a fresh one takes the tuned weights
         model, tokenizer = _fresh(config, ids, method, weights, white)
         tuned = backbone.Tuned(model, tokenizer, ids, first, prompter)
@@ -118,7 +127,7 @@ def run(
         method.finish()
         thaw_norms(model, norms)
         item_model.fold()
-    _export(config, tuned, item_ids, model_folder, leaks)
+    _export(config, tuned, item_ids, model_folder, leaks, before)
     tuning_folder.mkdir(parents=True, exist_ok=True)
     pl.DataFrame(
         state.curves, schema={"step": pl.Int64, "name": pl.String, "value": pl.Float64}, orient="row"
@@ -143,27 +152,29 @@ def _release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _identity(config: Config, train: pl.DataFrame, ids: ItemIds, *made: Path) -> str:
-    """What a run is made of. How many processes share the work is no part of it."""
+def _identity(config: Config, frames: list[pl.DataFrame], ids: ItemIds, backbone: str, *made: Path) -> str:
+    """What a run is made of: every column of its tables, row by row. How many processes share the work is no part."""
     other = ("registry.", "evaluation.", "threads", "tuning.distributed")
     parts = {name: value for name, value in config.flat().items() if not name.startswith(other)}
-    rows = train.select("user_id", "timestamp", "targets").hash_rows().sum()
+    tables = [hashlib.sha256(frame.hash_rows(seed=1).to_numpy().tobytes()).hexdigest() for frame in frames]
     manifests = [path.read_text() for folder in made if (path := folder / "manifest.json").exists()]
-    content = json.dumps([parts, len(train), rows, ids.item_id, manifests], sort_keys=True, default=str)
+    content = json.dumps([parts, tables, backbone, ids.item_id, manifests], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _held(config: Config, method: Any, after: dict[str, Tensor]) -> dict[str, float]:
-    """Settle the change of every layer in `after` inside its null space; its leak, against the weights on disk."""
+def _held(config: Config, method: Any, after: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+    """Settle the change of every layer in `after` inside its null space; its leak afterwards and as tuning left it,
+    against the weights on disk. Raises GemstError when tuning left more than rounding: settling would hide it."""
     if not hasattr(method, "certificate") or config.null_space.rule == "none":
-        return {}
+        return {}, {}
     from gemst import backbone
 
     before, _ = backbone.load(config.backbone)
     named = {name: before.get_parameter(f"{name}.weight").detach() for name in method.attached.layers}
+    left: dict[str, float] = method.certificate(named, after)
     method.settle(named, after)
     leaks: dict[str, float] = method.certificate(named, after)
-    return leaks
+    return leaks, left
 
 
 def _fresh(
@@ -183,7 +194,9 @@ def _fresh(
     return model, tokenizer
 
 
-def _export(config: Config, tuned: Tuned, item_ids: Path, folder: Path, leaks: dict[str, float]) -> None:
+def _export(
+    config: Config, tuned: Tuned, item_ids: Path, folder: Path, leaks: dict[str, float], before: dict[str, float]
+) -> None:
     import shutil
 
     from gemst import __version__, backbone
@@ -198,6 +211,7 @@ def _export(config: Config, tuned: Tuned, item_ids: Path, folder: Path, leaks: d
         "max_history": config.data.max_history,
         "params": config.model_dump(mode="json"),
         "leak_certificate": leaks,
+        "leak_before_settling": before,
     }
     with atomic_folder(folder) as temporary:
         backbone.save(tuned.model, tuned.tokenizer, temporary)

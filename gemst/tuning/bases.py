@@ -68,15 +68,20 @@ def _sketch(
     layer: SubspaceLinear, left: Tensor, project: Projector, generator: torch.Generator, probes: int = 8
 ) -> Sketch:
     probe = project(torch.randn(layer.basis.shape[0], probes, generator=generator).to(left))
+    held = layer.basis[:, layer.widths.columns("shared")]
+    probe = probe - held @ (held.t() @ probe)
     probed = left.new_zeros(left.shape[0], probes)
     shared = left.new_zeros(left.shape[0], layer.widths.shared)
     return Sketch(left, probe, torch.zeros_like(layer.basis), probed, shared)
 
 
-def refreshed(layer: SubspaceLinear, project: Projector, generator: torch.Generator) -> Tensor:
+def refreshed(
+    layer: SubspaceLinear, project: Projector, generator: torch.Generator, present: dict[str, bool]
+) -> Tensor:
     """The layer's new basis (n, R) = orth(P G^T U), specific subspaces orthogonal to the shared one.
 
-    G is the gradient of all processes: their sketches are averaged first.
+    G is the gradient of all processes: their sketches are averaged first. A task that is not `present` showed no
+    gradient: its subspace stays, but for what the new shared one takes; one that has none yet (zero) stays without.
     """
     sketch, widths = layer.sketch, layer.widths
     assert sketch is not None
@@ -87,13 +92,16 @@ def refreshed(layer: SubspaceLinear, project: Projector, generator: torch.Genera
     basis[:, widths.columns("shared")] = shared
     for name in ("rec", "src"):
         columns = widths.columns(name)
-        basis[:, columns] = orthonormal(sketch.right[:, columns], project, shared, generator)
+        vectors = sketch.right[:, columns] if present[name] else layer.basis[:, columns]
+        if present[name] or bool(vectors.any()):
+            basis[:, columns] = orthonormal(vectors, project, shared, generator)
     return basis
 
 
 def captured_energy(layer: SubspaceLinear) -> float:
-    """Share of |G P|^2 of the joint gradient that the shared basis holds: |C|^2 over an unbiased estimate."""
+    """Share of |G P|^2 of the joint gradient that the shared basis Q holds: |G Q|^2 over it and the estimated rest."""
     sketch = layer.sketch
     assert sketch is not None
-    whole = float(mean_(sketch.probed).pow(2).sum()) / sketch.probe.shape[1]
-    return float(mean_(sketch.shared).pow(2).sum()) / max(whole, 1e-30)
+    rest = float(mean_(sketch.probed).pow(2).sum()) / sketch.probe.shape[1]
+    held = float(mean_(sketch.shared).pow(2).sum())
+    return held / max(held + rest, 1e-30)

@@ -13,7 +13,9 @@ from torch import Tensor
 from gemst.errors import GemstError
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
+    from numpy.typing import NDArray
 
     from gemst.config import Config
     from gemst.prompts import Prompter
@@ -60,6 +62,10 @@ class Batches(ABC):
     def collate(self, rows: Any) -> Batch:
         """Tensors of one batch."""
 
+    @abstractmethod
+    def tokens(self, rows: Any) -> int:
+        """`collate(rows).tokens` without making the batch: cheap enough to plan a whole run by."""
+
     def steps_per_epoch(self, accumulate: int) -> int:
         """Optimizer steps in the first epoch when each takes `accumulate` batches; later epochs differ by a few."""
         return max(1, len(self.plan(0)) // accumulate)
@@ -72,23 +78,32 @@ class Batches(ABC):
 def make_batches(config: Config, train: pl.DataFrame, prompter: Prompter, decoder_start: int | None) -> Batches:
     """The batches of `tuning.layout`; `decoder_start` is an encoder-decoder's first decoder token, else None.
 
-    Raises GemstError when there is nothing to train on.
+    Raises GemstError when there is nothing to train on: no example of `tuning.tasks`, or none whose target has an ID.
     """
     from gemst.tuning.chain import ChainBatches
     from gemst.tuning.events import load_events
     from gemst.tuning.single import SingleBatches
 
     tuning = config.tuning
-    if tuning.tasks != "both":
-        train = train.filter(task=tuning.tasks) if tuning.layout == "single" or decoder_start is not None else train
     tasks = {"both": (0, 1), "recommendation": (0,), "search": (1,)}[tuning.tasks]
-    if len(train) == 0:
-        raise GemstError("there is no training example", "Look at artifacts/examples/split.json for what was dropped")
+    wanted = train if tuning.tasks == "both" else train.filter(task=tuning.tasks)
+    if wanted.is_empty():
+        of = "" if tuning.tasks == "both" else f" for tuning.tasks: {tuning.tasks}"
+        raise GemstError(
+            f"there is no training example{of}", "Look at artifacts/examples/split.json for what was dropped"
+        )
     if decoder_start is not None or tuning.layout == "single":
         return SingleBatches(
-            train, prompter, batch_tokens=tuning.batch_tokens, decoder_start=decoder_start, seed=config.seed
+            wanted, prompter, batch_tokens=tuning.batch_tokens, decoder_start=decoder_start, seed=config.seed
         )
+    events = load_events(train, prompter, own=config.data.history == "own")  # the other task's events are history
     return ChainBatches(
-        load_events(train, prompter), prompter, chain_items=tuning.chain_items, batch_tokens=tuning.batch_tokens,
-        tasks=tasks, seed=config.seed,
+        events, prompter, chain_items=tuning.chain_items, batch_tokens=tuning.batch_tokens, tasks=tasks,
+        seed=config.seed,
     )  # fmt: skip
+
+
+def require_targets(known: NDArray[np.bool_]) -> None:
+    """`known` (targets,) says which train targets have an ID. Raises GemstError when none has."""
+    if not known.any():
+        raise GemstError("no train target has an ID", "Run `gemst tokenize` on the same data")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gemst.prompts import Prompter
-from gemst.tuning.batches import Batch, Batches
+from gemst.tuning.batches import Batch, Batches, require_targets
 from gemst.tuning.events import Events, Ints
 
 _OPEN = 64  # rows kept open while packing
@@ -33,7 +33,10 @@ class Segment:
 
 
 class ChainBatches(Batches):
-    """Packs segments into rows of `row_tokens` tokens and rows into batches of `batch_tokens`."""
+    """Packs segments into rows of `row_tokens` tokens and rows into batches of `batch_tokens`.
+
+    Events without an ID are no targets and no history. Raises GemstError when no target of `tasks` has one.
+    """
 
     def __init__(
         self,
@@ -48,7 +51,18 @@ class ChainBatches(Batches):
         self.events, self.prompter, self.tasks, self.seed = events, prompter, tasks, seed
         self.chain_items, self.batch_tokens = chain_items, batch_tokens
         self.overlap = min(prompter.max_history // 2, chain_items // 2)
-        self.token_counts = (prompter.token_ids >= 0).sum(1)
+        known = events.items >= 0
+        self.asked = np.where(known, events.task, -1)  # the task each event is a target of
+        require_targets(np.isin(self.asked, tasks))
+        # Sums over [low, high) are differences of these: an event's tokens in the trunk, and in its branch by task.
+        tokens = np.where(known, (prompter.token_ids >= 0).sum(1)[events.items], 0)
+        lengths = np.array([len(suffix) for suffix in events.suffixes])
+        branch = tokens - 1 + lengths[events.query]
+        self.trunk_tokens = np.r_[0, np.cumsum(tokens)]
+        self.branch_tokens = {task: np.r_[0, np.cumsum(np.where(self.asked == task, branch, 0))] for task in tasks}
+        # All suffixes in one array: suffix q is suffix_ids[suffix_start[q] : suffix_start[q + 1]].
+        self.suffix_ids = np.concatenate([np.zeros(0, np.int64), *events.suffixes]).astype(np.int64)
+        self.suffix_start = np.r_[0, np.cumsum(lengths)]
         starts = np.repeat(events.start[:-1], np.diff(events.start))
         run = np.flatnonzero(np.r_[True, (events.time[1:] != events.time[:-1]) | (starts[1:] != starts[:-1])])
         # Strictly before: the trunk a target sees ends where its own timestamp begins.
@@ -66,21 +80,22 @@ class ChainBatches(Batches):
                 for fresh in range(cut, int(stop), step):
                     low, high = max(int(start), fresh - self.overlap), min(fresh + step, int(stop))
                     fresh = max(fresh, int(start))
-                    if (self.events.task[fresh:high] == task).any():
+                    if (self.asked[fresh:high] == task).any():
                         found.append(Segment(low, high, fresh, task))
         return [found[i] for i in rng.permutation(len(found))]
 
     def length(self, segment: Segment) -> int:
         """Tokens of a segment."""
-        wanted = self._targets(segment)
-        items = self.events.items
-        trunk = len(self.prompter.prefix) + int(self.token_counts[items[segment.low : segment.high]].sum())
-        suffix = sum(len(self.events.suffixes[q]) for q in self.events.query[wanted])
-        return trunk + suffix + int((self.token_counts[items[wanted]] - 1).sum())
+        trunk, branch = self.trunk_tokens, self.branch_tokens[segment.task]
+        own = trunk[segment.high] - trunk[segment.low] + branch[segment.high] - branch[segment.fresh]
+        return len(self.prompter.prefix) + int(own)
+
+    def tokens(self, rows: list[list[Segment]]) -> int:
+        """`collate(rows).tokens`: the segments' tokens."""
+        return sum(self.length(segment) for row in rows for segment in row)
 
     def _targets(self, segment: Segment) -> Ints:
-        span = np.arange(segment.fresh, segment.high)
-        return span[(self.events.task[span] == segment.task) & (self.events.items[span] >= 0)]
+        return segment.fresh + np.flatnonzero(self.asked[segment.fresh : segment.high] == segment.task)
 
     def plan(self, epoch: int) -> list[list[list[Segment]]]:
         """Batches of rows of segments. Each batch holds both tasks in the epoch's proportion, recommendation first."""
@@ -160,34 +175,43 @@ class ChainBatches(Batches):
         trunk_ids = np.concatenate([prefix, tokens[real]]).astype(np.int64)
         ends = len(prefix) + np.r_[0, np.cumsum(real.sum(1))]  # ends[i]: trunk tokens before event i
         wanted = self._targets(segment)
-        suffixes = [events.suffixes[q] for q in events.query[wanted]]
-        codes = [row[row >= 0] for row in self.prompter.token_ids[events.items[wanted]]]
-        branches = [
-            np.concatenate([suffix, code[:-1]]).astype(np.int64) for suffix, code in zip(suffixes, codes, strict=True)
-        ]
-        sizes = np.array([len(branch) for branch in branches])
+        codes = self.prompter.token_ids[events.items[wanted]]
+        labels = codes[codes >= 0]
+        lengths = (codes >= 0).sum(1)  # of each target's ID
+        level = _within(lengths)
+        query = events.query[wanted]
+        asked = self.suffix_start[query + 1] - self.suffix_start[query]  # tokens of each target's suffix
+        sizes = asked + lengths - 1  # of each branch: suffix, then all of the ID but its last token
         seen = ends[np.maximum(self.visible[wanted], segment.low) - segment.low]
-        inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        inside = _within(sizes)
         trunk = np.arange(len(trunk_ids))
         hung = len(trunk_ids) + np.cumsum(sizes) - sizes  # where each branch begins
-        asked = np.array([len(suffix) for suffix in suffixes])
-        first = np.where(asked > 0, hung + asked - 1, seen - 1)  # without a suffix the trunk itself predicts
+        code_at = np.repeat(hung + asked, lengths) + level  # where each ID token stands, or would, in the row
+        at = np.where(level > 0, code_at - 1, np.repeat(np.where(asked > 0, hung + asked, seen) - 1, lengths))
+        ids = np.concatenate([trunk_ids, np.empty(sizes.sum(), np.int64)])
+        suffix_at = _within(asked)
+        ids[np.repeat(hung, asked) + suffix_at] = self.suffix_ids[
+            np.repeat(self.suffix_start[query], asked) + suffix_at
+        ]
+        read = level < np.repeat(lengths - 1, lengths)
+        ids[code_at[read]] = labels[read]
         return _Row(
-            ids=np.concatenate([trunk_ids, *branches]),
+            ids=ids,
             position=np.concatenate([trunk, np.repeat(seen, sizes) + inside]),
-            segment=np.full(len(trunk_ids) + int(sizes.sum()), number),
+            segment=np.full(len(ids), number),
             branch=np.concatenate([np.zeros_like(trunk), np.repeat(np.arange(1, len(wanted) + 1), sizes)]),
             trunk=np.concatenate([trunk, np.zeros(sizes.sum(), np.int64)]),
             limit=np.concatenate([trunk, np.repeat(seen - 1, sizes)]),
-            at=np.concatenate(
-                [
-                    np.r_[one, after + np.arange(len(code) - 1)]
-                    for one, after, code in zip(first, hung + asked, codes, strict=True)
-                ]
-            ),
-            labels=np.concatenate(codes).astype(np.int64),
-            level=np.concatenate([np.arange(len(code)) for code in codes]),
+            at=at,  # without a suffix the trunk itself predicts the first token
+            labels=labels,
+            level=level,
         )
+
+
+def _within(lengths: Ints) -> Ints:
+    """0, 1, ... of each stretch, for stretches of these lengths one after another, (lengths.sum(),)."""
+    ends = np.cumsum(lengths)
+    return np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Train examples as flat event sequences, one stretch per user."""
+"""Train examples as flat event sequences, one stretch per user, or per user and task where tasks share no history."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Ints = NDArray[np.int64]
 
 @dataclass
 class Events:
-    """Train examples, sorted by user and time, as flat arrays; the trunk of a user is a stretch of `items`."""
+    """Train examples, sorted by user and time, as flat arrays; the trunk of a user is a stretch of `items`.
+
+    Where histories hold the target's own task alone, each task of a user counts as a user.
+    """
 
     items: Ints  # item row of each trunk event
     time: Ints  # ms; the head of a user (events before the first target) has the lowest value
@@ -26,18 +29,20 @@ class Events:
     suffixes: list[list[int]]
 
 
-def load_events(train: pl.DataFrame, prompter: Prompter) -> Events:
-    """Flatten train examples into each user's event sequence.
+def load_events(train: pl.DataFrame, prompter: Prompter, own: bool = False) -> Events:
+    """Flatten train examples into each user's event sequence, or into one for each of a user's tasks (`own`).
 
     The first example's history is the user's head; after it, every example's target is the next event, by the fixed
-    order of the table.
+    order of the table. `own` is for tables made with `data.history: own`.
     """
     train = train.filter(pl.col("targets").list.len() > 0)
-    first = train.group_by("user_id", maintain_order=True).first()
+    keys = ["user_id", "task"] if own else ["user_id"]
+    train = train.sort(keys, maintain_order=True) if own else train  # a user's tasks interleave, in order of time
+    first = train.group_by(keys, maintain_order=True).first()
     heads = prompter.history_rows(first["history"])
-    head_lengths = np.array([len(head) for head in heads])
+    head_lengths = np.array([len(head) for head in heads], np.int64)
     rows = rows_by(prompter.index, train["targets"].list.first())
-    users = train["user_id"].rle_id().to_numpy().astype(np.int64)
+    users = train.select(pl.struct(keys).rle_id()).to_series().to_numpy().astype(np.int64)
     counts = np.bincount(users)
     start = np.concatenate([[0], np.cumsum(counts + head_lengths)])
     total = int(start[-1])

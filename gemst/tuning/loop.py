@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gemst.config import Tuning
+from gemst.errors import GemstError
 from gemst.progress import Progress
 from gemst.tuning.batches import Batch, Batches
 from gemst.tuning.checkpoint import Checkpoints
@@ -22,6 +23,7 @@ from gemst.tuning.precision import autocast
 
 _OBSERVE_EVERY = 20
 _TIMED_STEPS = 20  # how often a time limit looks at the clock
+_HOPELESS = 20  # steps in a row without usable gradients that end a run
 
 
 @dataclass
@@ -39,6 +41,8 @@ class State:
     tokens: int = 0  # of all steps, padding left out
     stepping: float = 0.0  # seconds in steps alone: no validation, no checkpoint
     brake: Brake = field(default_factory=Brake)
+    skipped: int = 0  # steps whose gradients were NaN or infinite
+    in_a_row: int = 0  # of those, the last ones without one between
     curves: list[tuple[int, str, float]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
 
@@ -59,7 +63,7 @@ def schedule(batches: Batches, tuning: Tuning) -> int:
         return steps
     spent = 0
     for step, micro in enumerate(_stream(batches, State(), tuning.accumulate)):
-        spent += sum(batches.collate(rows).tokens for rows in micro)
+        spent += sum(batches.tokens(rows) for rows in micro)
         if spent > tuning.max_tokens or step == steps:
             return max(step, 1)
     raise AssertionError("batches never end")
@@ -106,7 +110,7 @@ def train(
             # Dropout and the like depend on the step alone: a resumed run needs no generator's state for them.
             torch.manual_seed(hash((seed, state.step, processes.rank)))
             micro = [_share(batches, rows, processes) for rows in next(stream)]
-            if state.step == 0 and method.needs_start:
+            if method.needs_start:
                 _backward(model, method, micro, tuning, processes, observe=False)
                 method.start()
             if state.step == timed_from:
@@ -120,16 +124,22 @@ def train(
             facts, tokens = _backward(model, method, micro, tuning, processes, observe)
             method.merge()
             norm = whole(torch.nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None]))
-            torch.nn.utils.clip_grads_with_norm_(method.parameters(), tuning.clip, norm)
-            method.step(facts)
+            usable = math.isfinite(float(norm))
+            if usable:
+                torch.nn.utils.clip_grads_with_norm_(method.parameters(), tuning.clip, norm)
+                method.step(facts)
+            else:
+                method.skip()
+            _count(state, usable)
             state.step += 1
             state.brake.path += speeds[0]
             state.tokens += tokens
             spent = time.perf_counter() - started
             state.stepping += spent
             state.seconds = time.perf_counter() - began
+            rec, src = (loss if count else math.nan for loss, count in zip(facts.losses, facts.targets, strict=True))
             scalars = {
-                "train/loss_rec": facts.losses[0], "train/loss_src": facts.losses[1],
+                "train/loss_rec": rec, "train/loss_src": src, "steps/skipped": float(state.skipped),
                 "train/gradient_norm": float(norm), "lr": peaks[0] * speeds[0], "lr_items": peaks[1] * factor,
                 "tokens_per_s": tokens / spent,
             }  # fmt: skip
@@ -142,6 +152,8 @@ def train(
                 state.total = processes.agreed(affordable(state, 60 * tuning.max_minutes, per_step))
                 progress.total = state.total
             judged = state.step % tuning.validate_every == 0 or state.step == state.total
+            if judged:
+                method.catch_up()
             if drift is not None and (state.brake.due(state.step, state.total) or judged):
                 scalars["drift/kl"] = kl = drift.keep()
                 left = sum(rate(tuning, step, state.total) for step in range(state.step, state.total))
@@ -150,17 +162,28 @@ def train(
                 scalars |= (scores := validate())
                 items.train()
                 _judge(state, scores["valid/joint"], checkpoints, items, method)
-            state.curves += [(state.step, name, value) for name, value in scalars.items() if math.isfinite(value)]
+            scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}  # no task, no loss
+            state.curves += [(state.step, name, value) for name, value in scalars.items()]
             log(state.step, scalars)
-            progress.advance(
-                f"loss rec {facts.losses[0]:.3f} src {facts.losses[1]:.3f}, {scalars['tokens_per_s']:.0f} tokens/s"
-            )
+            told = " ".join(f"{task} {loss:.3f}" for task, loss in (("rec", rec), ("src", src)) if math.isfinite(loss))
+            progress.advance(f"loss {told}, {tokens / spent:.0f} tokens/s")
             if state.stale >= tuning.patience:
                 break
             if state.step % tuning.checkpoint_every == 0 and state.step < state.total:
                 checkpoints.save(state, items, method)
     checkpoints.restore_best(state, items, method)
     return state
+
+
+def _count(state: State, usable: bool) -> None:
+    """Count a step that was skipped. Raises GemstError when there have been only such ones for a while."""
+    state.in_a_row = 0 if usable else state.in_a_row + 1
+    state.skipped += not usable
+    if state.in_a_row == _HOPELESS:
+        raise GemstError(
+            f"the gradients of the last {_HOPELESS} steps were NaN or infinite",
+            "Lower tuning.lr and tuning.item_lr, or set tuning.precision: fp32",
+        )
 
 
 def _judge(state: State, score: float, checkpoints: Checkpoints, items: ItemModel, method: Method) -> None:

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gemst.backbone import capped, hidden, output_head, output_scale, takes_positions, vocabulary
+from gemst.backbone import (
+    attention_window,
+    capped,
+    embedded,
+    hidden,
+    output_bias,
+    output_head,
+    output_scale,
+    takes_positions,
+    vocabulary,
+)
 from gemst.errors import GemstError
 
 if TYPE_CHECKING:
@@ -48,18 +58,18 @@ class ItemModel(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings (batch, positions, d) in the compute type; item tokens come from `items_in`."""
         old = self.model.get_input_embeddings()(ids.clamp(max=self.first - 1))
-        items = functional.embedding((ids - self.first).clamp(min=0), self.items_in)
+        items = embedded(self.model, functional.embedding((ids - self.first).clamp(min=0), self.items_in))
         kind = ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else old.dtype
         return torch.where((ids >= self.first)[..., None], items, old).to(dtype)
 
     def states(self, batch: Batch) -> Tensor:
-        """Final hidden states at the target positions alone, (targets, d)."""
-        if batch.position_ids is not None and not takes_positions(self.model):
-            raise GemstError(
-                f"tuning.layout chain packs rows that {type(self.model).__name__} cannot place: no position_ids",
-                "Set tuning.layout: single",
-            )
+        """Final hidden states at the target positions alone, (targets, d).
+
+        Raises GemstError when the batch packs rows that the family cannot tell apart or sees only a part of.
+        """
+        if batch.position_ids is not None:
+            self._check_packed(batch.position_ids)
         embeds = self.embed(batch.input_ids)
         if batch.decoder_ids is None:
             every = hidden(
@@ -79,6 +89,21 @@ class ItemModel(nn.Module):
             )
         return every.flatten(0, 1)[batch.at]
 
+    def _check_packed(self, position_ids: Tensor) -> None:
+        """The family must be able to place tokens, and no window may be shorter than a prompt with its history."""
+        family = type(self.model).__name__
+        if not takes_positions(self.model):
+            raise GemstError(
+                f"tuning.layout chain packs rows that {family} cannot place: no position_ids",
+                "Set tuning.layout: single",
+            )
+        window = attention_window(self.model)  # the packed rows' own mask takes its place
+        if window is not None and (longest := int(position_ids.max()) + 1) > window:
+            raise GemstError(
+                f"tuning.layout chain has prompts of {longest} tokens, and the sliding_window of {family} is {window}",
+                "Set tuning.layout: single, or lower tuning.chain_items",
+            )
+
     def _mask(self, mask: Tensor, embeds: Tensor) -> Tensor:
         """Eager attention adds its mask to the scores; the others take booleans."""
         if mask.dim() == 2 or self.model.config._attn_implementation != "eager":
@@ -91,19 +116,19 @@ class ItemModel(nn.Module):
         """Cross-entropy of every target token, (targets,) float32: over its level's tokens, or over the vocabulary."""
         states = self.states(batch) * output_scale(self.model)
         losses = states.new_zeros(len(batch.labels), dtype=torch.float32)
+        bias = output_bias(self.model)
+        bias = None if bias is None else bias[: self.first + self.starts[-1]].to(states.dtype)
         if self.whole_vocabulary:
             head = torch.cat([output_head(self.model).weight[: self.first], self.rows_out()])
-            return functional.cross_entropy(
-                capped(self.model, functional.linear(states, head.to(states.dtype)).float()),
-                batch.labels,
-                reduction="none",
-            )
+            logits = functional.linear(states, head.to(states.dtype), bias).float()
+            return functional.cross_entropy(capped(self.model, logits), batch.labels, reduction="none")
         if self.white is not None:
             states = states @ self.white.to(states.dtype)
         for level in range(len(self.starts) - 1):
             mine = batch.level == level if len(self.starts) > 2 else slice(None)
             start, stop = self.starts[level], self.starts[level + 1]
-            logits = functional.linear(states[mine], self.items_out[start:stop].to(states.dtype)).float()
+            own = None if bias is None else bias[self.first + start : self.first + stop]
+            logits = functional.linear(states[mine], self.items_out[start:stop].to(states.dtype), own).float()
             logits = capped(self.model, logits)
             part = functional.cross_entropy(logits, batch.labels[mine] - self.first - start, reduction="none")
             if len(self.starts) == 2:

@@ -12,19 +12,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from gemst.backbone import hidden
+from gemst.backbone import hidden, output_head, vocabulary
 from gemst.config import NullSpace
 from gemst.errors import GemstError
 from gemst.files import atomic_folder, read_json, require
 from gemst.progress import track
 from gemst.tuning.precision import autocast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def batches(tokenizer: Any, texts: list[str], tokens: int, length: int, rows: in
 
 
 def build(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     modules: dict[str, nn.Module],
     texts: list[str],
@@ -174,11 +177,20 @@ def build(
     out: Path,
     precision: str = "fp32",
 ) -> dict[str, Any]:
-    """Collect moments with the model run in `precision`, choose P per site, write `out`; returns the manifest."""
+    """Collect moments with the model run in `precision`, choose P per site, write `out`; returns the manifest.
+
+    Raises GemstError when there are fewer tokens than the widest site has directions: most of them would look unused.
+    """
     length = settings.sequence_length
     count = max(settings.tokens // (4 * length), 1)
     stream = track(batches(tokenizer, texts, settings.tokens, length), "second moments", total=count)
     moments = second_moments(model, modules, stream, settings.side, precision)
+    widest = max(len(total) for total in moments.sums.values())
+    if moments.tokens < widest:
+        raise GemstError(
+            f"the general corpus gives {moments.tokens:,} tokens, fewer than the {widest:,} inputs of a Linear",
+            "Point null_space.corpus at more text, or raise null_space.tokens",
+        )
     tensors, sites = {}, {}
     for site, (space, values) in track(_decompose(moments, settings), "eigendecompositions", total=len(moments.sums)):
         total = moments.sums[site]
@@ -210,26 +222,32 @@ def _decompose(moments: Moments, settings: NullSpace) -> Iterator[tuple[str, tup
         yield from zip(sites, found, strict=True)
 
 
-def load(folder: Path, model: nn.Module, side: str = "input") -> tuple[dict[str, Range], dict[str, Any]]:
-    """P by module name, and the manifest. Raises GemstError when it belongs to another model."""
-    from safetensors.torch import load_file
+def load(folder: Path, model: PreTrainedModel, side: str = "input") -> tuple[dict[str, Range], dict[str, Any]]:
+    """P by module name, and the manifest. Raises GemstError when it belongs to another model, or its files differ."""
+    from safetensors import safe_open
 
     manifest = read_json(require(folder / "manifest.json", made_by="gemst null-space"))
     if manifest["backbone"] != fingerprint(model):
         raise GemstError(f"{folder} was made for another backbone", "Run `gemst null-space` with the present backbone")
     if manifest["settings"].get("side", "input") != side:
         raise GemstError(f"{folder} was not made from the {side} side", f"Run `gemst null-space` with side: {side}")
-    tensors = load_file(folder / "projectors.safetensors")
-    spaces = {site: Range(tensors[f"{site}.basis"], facts["complement"]) for site, facts in manifest["sites"].items()}
+    with safe_open(require(folder / "projectors.safetensors", made_by="gemst null-space"), "pt") as file:
+        if file.metadata()["hash"] != manifest["hash"]:
+            raise GemstError(f"{folder}: projectors.safetensors is not of its manifest.json", "Run `gemst null-space`")
+        spaces = {
+            site: Range(file.get_tensor(f"{site}.basis"), facts["complement"])
+            for site, facts in manifest["sites"].items()
+        }
     return {name: spaces[site] for name, site in manifest["site_of"].items()}, manifest
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: PreTrainedModel) -> str:
     """Short hash of a model's parameter names, shapes and a sample of each one's values."""
     digest = hashlib.sha256()
+    grow = {id(vocabulary(model)), id(output_head(model).weight), id(output_head(model).bias)}  # by item tokens
     for name, parameter in model.named_parameters():
-        if "embed" in name or "lm_head" in name or "shared" in name:
-            continue  # vocabularies grow by item tokens
+        if id(parameter) in grow:
+            continue
         flat = parameter.detach().flatten()
         sample = flat[:: max(1, flat.numel() // 64)][:64].float().contiguous()
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())

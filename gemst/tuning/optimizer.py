@@ -10,12 +10,14 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gemst.errors import GemstError
 from gemst.tuning.bases import Projector, captured_energy, first_sketch, refreshed, warm_sketch
 from gemst.tuning.gates import Gate, Signals
 from gemst.tuning.parallel import everywhere, from_first_, local, over_shards, whole
-from gemst.tuning.subspace import Attached, SubspaceLinear
+from gemst.tuning.subspace import UNSAID, Attached, SubspaceLinear
 
 SUBSPACES = ("rec", "shared", "src")
+_OUTSIDE = 1e-4  # the most of a basis vector that may lie outside range(P): float32 leaves 1e-7
 
 
 def whole_space(vectors: Tensor) -> Tensor:
@@ -43,12 +45,18 @@ class Gems(torch.optim.Optimizer):
 
     Group 0 holds the coefficient parameters of `attached`, group 1 the item-token rows (plain Adam). Bases are
     refreshed every `refresh_every` steps, staggered over layers; moments are rotated into the new basis. A task without
-    rows in a step leaves its moments, its bias-correction count and its share of the weights untouched. Steps with a
-    NaN or Inf gradient are skipped and counted in `skipped`.
+    rows in a step leaves its basis, its moments, its bias-correction count and its share of the weights untouched; one
+    that the first step lacks gets its bases from the first step that has it. Steps with a NaN or Inf gradient are
+    skipped and counted in `skipped`.
 
     Before a step's first forward pass call `prepare()` (it arms due refreshes), before each one set where the search
     rows begin, and before `step()` set `signals`; `begin()` does all three where a step has one batch. The very first
-    step takes the bases from its gradients and changes no weight.
+    step takes the bases from its gradients and changes no weight. Weight decay is made up for when a layer's basis is
+    refreshed; `catch_up()` does so at once, before the model is judged or saved. With several processes `signals` must
+    hold the sums over all of them.
+
+    Raises GemstError when `projectors` lack a layer or leave less room than its subspaces take, or when the decay of
+    one step would be the whole weight.
     """
 
     def __init__(
@@ -77,6 +85,10 @@ class Gems(torch.optim.Optimizer):
         self.energy: dict[str, float] = {}  # captured energy by layer, as of its last refresh
         self._names = list(attached.layers)
         self._scratch: dict[tuple[int, ...], Tensor] = {}
+        self._unborn: set[str] = set()  # tasks that no backward pass has shown yet: their bases are zero
+        if lr * weight_decay >= 1:
+            raise GemstError(f"lr {lr} times weight_decay {weight_decay} is 1 or more", "Lower tuning.weight_decay")
+        self._check_rooms()
         groups: list[dict[str, Any]] = [
             {"params": [layer.coefficients for layer in attached.layers.values()], "lr": lr, "kind": "subspace",
              "scale": scale, "weight_decay": weight_decay, "steps": 0, "shrunk": [0.0] * len(attached.layers)},
@@ -90,6 +102,21 @@ class Gems(torch.optim.Optimizer):
                 "counts": torch.zeros(3),  # bias-correction counts of rec, shared, src
                 "basis": layer.basis,
             }
+
+    def _check_rooms(self) -> None:
+        """A null space that is given holds for every layer: none is left out because its name differs."""
+        for name, layer in self.attached.layers.items() if self.projectors else ():
+            if name not in self.projectors:
+                raise GemstError(
+                    f"projectors have no entry for {name}", "Name them like the layers of `attached`, or give none"
+                )
+            room = getattr(self.projectors[name], "dimensions", None)
+            need = layer.widths.shared + max(layer.widths.rec, layer.widths.src)
+            if room is not None and need > room:
+                raise GemstError(
+                    f"the null space of {name} has {room} dimensions, its subspaces take {need}",
+                    "Give `rooms` to attach: ranks shrink to fit",
+                )
 
     @property
     def needs_first_bases(self) -> bool:
@@ -105,8 +132,9 @@ class Gems(torch.optim.Optimizer):
     def prepare(self) -> None:
         """Arm the layers whose basis is due, before the forward pass that their new basis is taken from."""
         first = self.needs_first_bases
+        born = any(self._present()[task] for task in self._unborn)
         for place, (name, layer) in enumerate(self.attached.layers.items()):
-            if layer.sketch is not None or not (first or self._due(place)):
+            if layer.sketch is not None or not (first or born or self._due(place)):
                 continue
             project = self.projectors.get(name, whole_space)
             if first:
@@ -115,22 +143,60 @@ class Gems(torch.optim.Optimizer):
                 momentum = self.state[layer.coefficients]["exp_avg"]
                 layer.sketch = warm_sketch(layer, whole(momentum), project, self.generator)
 
-    def begin(self, boundary: int, targets: tuple[int, int], losses: tuple[float, float] = (0.0, 0.0)) -> None:
+    def begin(
+        self,
+        boundary: int,
+        targets: tuple[int, int],
+        losses: tuple[float, float] = (0.0, 0.0),
+        shape: tuple[int, tuple[int, ...]] | None = None,
+    ) -> None:
         """Before the forward pass of a step's only batch: rows [0, boundary) are recommendation, the rest search.
 
-        `targets` counts the labels of both tasks in the mean loss; `losses` is for the heuristic gate, if known.
+        `targets` counts the labels of both tasks in the mean loss; `losses` is for the heuristic gate, if known;
+        `shape`, (rows, (positions,)), is needed where Linears see flattened rows, as in OPT.
         """
-        self.attached.announce(boundary, targets)
+        self.attached.announce(boundary, targets, shape)
         self.signals = Signals(losses, targets)
         self.prepare()
 
     @in_float32
     def start(self) -> None:
-        """Take the first bases from the backward pass just done; its gradients are dropped."""
+        """Take the first bases from the backward pass just done; its gradients are dropped.
+
+        A pass with NaN or Inf in it gives none and counts as skipped. Raises GemstError when it was not prepared for.
+        """
+        if any(layer.sketch is None for layer in self.attached.layers.values()):
+            raise GemstError("the first step was not prepared for", "Call Gems.begin(...) before its forward pass")
+        right = [layer.sketch.right for layer in self.attached.layers.values() if layer.sketch is not None]
+        if not self._finite(right):
+            self.skip()
+            return
         for name, layer in self.attached.layers.items():
             layer.basis.copy_(self._new_basis(name, layer))
             layer.sketch = layer.shared_by_task = None
+        self._unborn = self._without_bases()
         self.zero_grad()
+
+    def _without_bases(self) -> set[str]:
+        """Tasks whose basis is zero in every layer."""
+        found = set()
+        for task in ("rec", "src"):
+            bases = [layer.basis[:, layer.widths.columns(task)] for layer in self.attached.layers.values()]
+            if bases[0].shape[1] and not any(bool(basis.any()) for basis in bases):
+                found.add(task)
+        return found
+
+    def skip(self) -> None:
+        """Drop the step's gradients, which are no numbers, and count it."""
+        self.skipped += 1
+        for layer in self.attached.layers.values():
+            layer.sketch = layer.shared_by_task = None
+        self.zero_grad()
+
+    @staticmethod
+    def _finite(tensors: list[Tensor]) -> bool:
+        """Whether all of `tensors` are, on every process."""
+        return bool(everywhere(torch.stack(torch._foreach_norm(tensors)).isfinite().all()))
 
     @in_float32
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -140,14 +206,16 @@ class Gems(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         gradients = [local(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not everywhere(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
-            self.skipped += 1
-            for layer in self.attached.layers.values():
-                layer.sketch = layer.shared_by_task = None
+        self.attached.route.boundary = UNSAID  # the next step's rows are for its caller to say
+        if not gradients:
+            return loss
+        if not self._finite(gradients):
+            self.skip()
             return loss
         if self.needs_first_bases:
             self.start()
             return loss
+        armed = all(layer.sketch is not None for layer in self.attached.layers.values())
         group = self.param_groups[0]
         if self.gate.config.kind == "heuristic":
             self.signals.norms = (self._norm("rec"), self._norm("src"))
@@ -162,13 +230,29 @@ class Gems(torch.optim.Optimizer):
                 self._decay(name, layer, -math.expm1(group["shrunk"][place]))
                 group["shrunk"][place] = 0.0
         group["steps"] += 1
+        if armed and self._unborn:
+            self._unborn = self._without_bases()
         for parameter in self.param_groups[1]["params"]:
             self._step_rows(parameter, self.param_groups[1])
         return loss
 
-    def _active(self) -> tuple[bool, bool, bool]:
+    @in_float32
+    def catch_up(self) -> None:
+        """Apply the weight decay of the steps since each layer's last turn."""
+        group = self.param_groups[0]
+        for place, (name, layer) in enumerate(self.attached.layers.items()):
+            if group["shrunk"][place]:
+                self._decay(name, layer, -math.expm1(group["shrunk"][place]))
+                group["shrunk"][place] = 0.0
+
+    def _present(self) -> dict[str, bool]:
+        """Subspaces with rows in this step."""
         rec, src = self.signals.samples
-        return rec > 0, True, src > 0
+        return {"rec": rec > 0, "shared": True, "src": src > 0}
+
+    def _active(self) -> tuple[bool, ...]:
+        """By subspace, whether it takes part in this step: it has rows, and a basis to see them in."""
+        return tuple(there and name not in self._unborn for name, there in self._present().items())
 
     def _norm(self, subspace: str) -> float:
         """|C_s| over all layers."""
@@ -230,7 +314,8 @@ class Gems(torch.optim.Optimizer):
 
     def _new_basis(self, name: str, layer: SubspaceLinear) -> Tensor:
         """The basis that the sketch of all processes gives; process 0's, so that replicas cannot drift apart."""
-        return from_first_(refreshed(layer, self.projectors.get(name, whole_space), self.generator))
+        present = self._present()
+        return from_first_(refreshed(layer, self.projectors.get(name, whole_space), self.generator, present))
 
     def _refresh(self, name: str, layer: SubspaceLinear, state: dict[str, Tensor]) -> None:
         """New basis from the sketch; each subspace's moments are rotated by R = Q_old^T Q_new.
@@ -238,7 +323,8 @@ class Gems(torch.optim.Optimizer):
         Squares are rotated by R^2, as if coefficients were uncorrelated. What a new direction has outside the old
         basis is unknown and counts as the row's mean: as zero it would make the next steps too large.
         """
-        self.energy[name] = captured_energy(layer)
+        if layer.widths.shared:
+            self.energy[name] = captured_energy(layer)
         basis = self._new_basis(name, layer)
         moments = {key: local(state[key]) for key in ("exp_avg", "exp_avg_sq", "applied") if key in state}
         for subspace in SUBSPACES:
@@ -275,6 +361,8 @@ class Gems(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Moments, counts and bases, and what the next step depends on beside them: gate, generator, counters."""
+        for layer in self.attached.layers.values():  # the model may have been moved since
+            self.state[layer.coefficients]["basis"] = layer.basis
         own = {
             "gate_logit": self.gate.logit, "gates": self.gates, "generator": self.generator.get_state(),
             "skipped": self.skipped, "energy": dict(self.energy),
@@ -282,12 +370,24 @@ class Gems(torch.optim.Optimizer):
         return {**super().state_dict(), "gems": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; the layers' bases are overwritten with the saved ones."""
+        """Restore what `state_dict` returned; the layers' bases are overwritten with the saved ones.
+
+        Raises GemstError when these were made for another null space.
+        """
         super().load_state_dict(state_dict)
         own = state_dict["gems"]
         self.gate.logit, self.gates, self.skipped = own["gate_logit"], tuple(own["gates"]), own["skipped"]
         self.energy = dict(own["energy"])
-        self.generator.set_state(own["generator"])
-        for layer in self.attached.layers.values():
-            layer.basis.copy_(self.state[layer.coefficients]["basis"])
-            self.state[layer.coefficients]["basis"] = layer.basis
+        self.generator.set_state(own["generator"].cpu())
+        for name, layer in self.attached.layers.items():
+            state = self.state[layer.coefficients]
+            basis = state["basis"]
+            outside = basis - self.projectors.get(name, whole_space)(basis)
+            if float(outside.norm()) > _OUTSIDE * max(1.0, float(basis.norm())):
+                raise GemstError(
+                    f"the bases of this optimizer state leave the null space of {name}: it was another one",
+                    "Resume with the null space the run began with, or begin anew",
+                )
+            layer.basis.copy_(basis)
+            state["basis"], state["counts"] = layer.basis, state["counts"].cpu()
+        self._unborn = self._without_bases()

@@ -5,14 +5,19 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
 from gemst.item_ids.ids import rows_by
 from gemst.prompts import SEARCH, Prompter
-from gemst.tuning.batches import Batch, Batches
+from gemst.tuning.batches import Batch, Batches, require_targets
 
 
 class SingleBatches(Batches):
-    """Length-bucketed batches; each holds both tasks in the data's proportion, recommendation first."""
+    """Batches of about as many rows each, of similar histories, recommendation first.
+
+    Rows are drawn without regard to their task: a batch holds as many of each as chance gives it, and a small one may
+    lack a task. Examples whose target has no ID are left out; raises GemstError when none is left.
+    """
 
     def __init__(
         self, train: pl.DataFrame, prompter: Prompter, *, batch_tokens: int, decoder_start: int | None, seed: int
@@ -20,12 +25,15 @@ class SingleBatches(Batches):
         self.prompter, self.decoder_start, self.seed = prompter, decoder_start, seed
         target = rows_by(prompter.index, train["targets"].list.first())
         known = target >= 0
+        require_targets(known)
         self.train, self.target = train.filter(known), target[known]
         self.search = (self.train["task"] == SEARCH).to_numpy()
         history = self.train["history"].list.len().to_numpy().astype(np.int64)
         self.history = np.minimum(history, prompter.max_history)
         longest = len(prompter.prefix) + prompter.max_history * prompter.token_ids.shape[1] + 24
         self.rows = max(2, batch_tokens // longest)
+        self.sizes = (prompter.token_ids >= 0).sum(1)  # ID tokens of each item
+        self.counted = np.full(len(self.train), -1, np.int64)  # tokens of each example, once somebody asked
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Row numbers of every batch, recommendation first: shuffled, bucketed by length in windows of 50 batches."""
@@ -71,3 +79,20 @@ class SingleBatches(Batches):
             tokens=int(mask.sum()) + (0 if decoder is None else int(sizes.sum())),
             decoder_ids=decoder,
         )
+
+    def tokens(self, rows: np.ndarray) -> int:
+        """`collate(rows).tokens`: prompts and IDs, and for decoder-only models all of an ID but its last token."""
+        new = rows[self.counted[rows] < 0]
+        if len(new):
+            self.counted[new] = self._count(new)
+        return int(self.counted[rows].sum())
+
+    def _count(self, rows: np.ndarray) -> NDArray[np.int64]:
+        """Tokens of each of the examples `rows`, (len(rows),)."""
+        examples = self.train[rows]
+        history = self.prompter.history_rows(examples["history"])
+        owner = np.repeat(np.arange(len(rows)), [len(items) for items in history])
+        past = np.bincount(owner, self.sizes[np.concatenate(history)], len(rows)).astype(np.int64)
+        asked = np.array([len(suffix) for suffix in self.prompter.suffixes(examples["query"].to_list())])
+        answer = self.sizes[self.target[rows]] - (self.decoder_start is None)
+        return len(self.prompter.prefix) + past + asked + answer

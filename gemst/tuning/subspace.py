@@ -21,20 +21,45 @@ from torch.nn import functional
 from gemst.errors import GemstError
 from gemst.tuning.parallel import local
 
+UNSAID = -1  # a boundary nobody has set
+
 
 @dataclass
 class Route:
     """What the backward pass of the current batch must know; one object shared by all layers of a model.
 
     Rows [0, boundary) are recommendation, the rest search. `weights` = (N / N_rec, N / N_src) turns the gradient of the
-    joint mean loss over N targets into that of each task's own mean. With `boundary` None the rows are coupled: the
-    whole batch then belongs to the task `backward` (0 or 1) whose loss is being differentiated.
+    joint mean loss over N targets into that of each task's own mean. `shape` holds the batch's rows and how long they
+    are (an encoder-decoder has two lengths): a Linear that sees (rows x positions, n) is split in its right place.
+    Where a layer sees something else, or `boundary` is None, the rows are coupled: all it sees then belongs to the task
+    `backward` (0 or 1) whose loss is being differentiated.
     """
 
-    boundary: int | None = 0
+    boundary: int | None = UNSAID
+    shape: tuple[int, tuple[int, ...]] | None = None
+    coupled: bool = False  # a layer could not be split: one backward pass per task is needed
     weights: tuple[float, float] = (1.0, 1.0)
     backward: int = 0
     observe: bool = False  # keep the tasks' shared coefficients apart, for the gradient cosine
+
+    def split(self, x: Tensor) -> int | None:
+        """Where the search part of `x` begins along its first dimension; None where it has no such place.
+
+        Raises GemstError when a row was said that is not there.
+        """
+        if self.boundary is None or self.boundary == UNSAID:
+            return self.boundary
+        if self.shape is None:
+            if self.boundary > x.shape[0]:
+                raise GemstError(f"search rows begin at {self.boundary}, the batch has {x.shape[0]}", "See Gems.begin")
+            return self.boundary
+        rows, lengths = self.shape
+        if x.dim() > 2 and x.shape[0] == rows:
+            return self.boundary
+        if x.dim() == 2 and x.shape[0] in {rows * length for length in lengths}:
+            return self.boundary * (x.shape[0] // rows)
+        self.coupled = True
+        return None
 
 
 @dataclass
@@ -42,7 +67,7 @@ class Sketch:
     """Left factors of a refresh and what the backward pass gathers for it (DESIGN.md §4.5)."""
 
     left: Tensor  # U (m, R), columns as in the basis
-    probe: Tensor  # (n, p) random directions inside range(P): they estimate |G P|^2
+    probe: Tensor  # (n, p) random directions of range(P) outside the shared basis Q: they estimate |G (P - Q Q^T)|^2
     right: Tensor  # V = G^T U (n, R), accumulated
     probed: Tensor  # G probe of the joint gradient, (m, p), accumulated
     shared: Tensor  # its C_shared (m, r_shared), accumulated: clipping does not reach it
@@ -119,14 +144,16 @@ class SubspaceLinear(nn.Module):
     def fold(self, left: Tensor, right: Tensor, alpha: float) -> None:
         """W += alpha * left right^T, for left (m, k) and right (n, k) in float32."""
         rows, columns = (right, left) if self.transposed else (left, right)
-        whole = self._whole().addmm_(rows, columns.t(), alpha=alpha)
+        whole = self._whole()
+        whole.addmm_(rows.to(whole), columns.t().to(whole), alpha=alpha)
         if self.remainder is not None:
             self._store(whole)
 
     @torch.no_grad()
     def add(self, change: Tensor, alpha: float) -> None:
         """W += alpha * change, (m, n) in float32."""
-        whole = self._whole().add_(change.t() if self.transposed else change, alpha=alpha)
+        whole = self._whole()
+        whole.add_((change.t() if self.transposed else change).to(whole), alpha=alpha)
         if self.remainder is not None:
             self._store(whole)
 
@@ -164,8 +191,8 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, coefficients: Tensor, layer: SubspaceLinear) -> Tensor:
         ctx.layer, ctx.thin = layer, False
-        boundary = layer.route.boundary
-        if layer.sketch is None and boundary is not None:
+        ctx.boundary = boundary = layer.route.split(x)
+        if layer.sketch is None and boundary not in (None, UNSAID):
             # X Q is all the backward needs of X, and it is several times thinner.
             basis, widths = layer.basis.to(x.dtype), layer.widths
             rec = x[:boundary].flatten(0, -2) @ basis[:, : widths.rec + widths.shared]
@@ -188,13 +215,17 @@ class _Project(torch.autograd.Function):
 def _coefficients(ctx: Any, dy: Tensor, layer: SubspaceLinear) -> Tensor:
     """C (m, R) in float32, and the sketch of a due refresh on the way."""
     widths, route = layer.widths, layer.route
+    if ctx.boundary == UNSAID:
+        raise GemstError(
+            "nobody said which rows of the batch are search", "Call Gems.begin(...) before each step's forward pass"
+        )
     total = torch.zeros_like(layer.coefficients)
     shared = widths.columns("shared")
-    if route.boundary is None:
+    if ctx.boundary is None:
         rows = [(route.backward, dy, ctx.saved_tensors[0])]
     else:
-        halves = [dy[: route.boundary], dy[route.boundary :]]
-        saved = ctx.saved_tensors if ctx.thin else _split(ctx.saved_tensors[0], route.boundary)
+        halves = _split(dy, ctx.boundary)
+        saved = ctx.saved_tensors if ctx.thin else _split(ctx.saved_tensors[0], ctx.boundary)
         rows = [(task, halves[task], saved[task]) for task in (0, 1) if halves[task].shape[0]]
     if route.observe and layer.shared_by_task is None:
         layer.shared_by_task = total.new_zeros(2, total.shape[0], widths.shared)
@@ -241,9 +272,16 @@ class Attached:
     layers: dict[str, SubspaceLinear]
     route: Route = field(default_factory=Route)
 
-    def announce(self, boundary: int | None, targets: tuple[int, int]) -> None:
-        """What the next backward pass needs: where search rows begin, and the labels of both tasks in its mean loss."""
+    def announce(
+        self,
+        boundary: int | None,
+        targets: tuple[int, int],
+        shape: tuple[int, tuple[int, ...]] | None = None,
+    ) -> None:
+        """What the next pass needs: where search rows begin, the labels of both tasks in its mean loss, and `Route`'s
+        `shape` for models whose Linears see flattened rows."""
         total = sum(targets)
+        self.route.coupled, self.route.shape = False, shape
         self.route.boundary, self.route.weights = boundary, (total / max(targets[0], 1), total / max(targets[1], 1))
 
     def detach(self) -> None:
@@ -257,7 +295,10 @@ def matching(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
     """Linear and Conv1D modules whose name matches `pattern`. Raises GemstError when none does."""
     from transformers.pytorch_utils import Conv1D
 
-    expression = re.compile(pattern)
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise GemstError(f"tuning.modules = {pattern!r} is no regular expression: {error}") from None
     found: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
@@ -265,7 +306,11 @@ def matching(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
     }
     if not found:
         linears = sorted(
-            {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+            {
+                name.rsplit(".", 1)[-1]
+                for name, module in model.named_modules()
+                if isinstance(module, nn.Linear | Conv1D)
+            }
         )
         raise GemstError(
             f"tuning.modules = {pattern!r} matches no Linear of the backbone",
@@ -280,8 +325,8 @@ def attach(
     """Freeze `model` and replace every matching Linear by a SubspaceLinear, in place.
 
     `rank` is that of the shared subspace; rec and src take half of it each. `rooms` gives, per module, the dimensions
-    of the null space; ranks shrink to fit it. Raises GemstError when `rank` exceeds a layer's width, or when a
-    weight is neither float32 (or float64) nor bfloat16.
+    of the null space; ranks shrink to fit it. Raises GemstError when `rank` exceeds a layer's width, when `rooms` lacks
+    a layer, or when a weight is neither float32 (or float64) nor bfloat16.
     """
     modules = matching(model, pattern)
     model.requires_grad_(False)
@@ -295,6 +340,10 @@ def attach(
             )
         if rows.dtype not in (torch.float32, torch.float64, torch.bfloat16):
             raise GemstError(f"{name} is stored as {rows.dtype}", "Load the model in torch.float32 or torch.bfloat16")
+        if rooms is not None and name not in rooms:
+            raise GemstError(
+                f"the null space has no part for {name}", "It was made for other tuning.modules: run `gemst null-space`"
+            )
         room = width if rooms is None else rooms[name]
         layer = SubspaceLinear(module, _widths(rank, subspaces, room), attached.route)
         parent, leaf = _parent(model, name)

@@ -16,6 +16,8 @@ from transformers import (
     BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GraniteConfig,
@@ -24,6 +26,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Config,
@@ -88,6 +92,22 @@ def gemma2(vocabulary: int) -> PreTrainedModel:
     )  # fmt: skip
 
 
+def gemma3(vocabulary: int) -> PreTrainedModel:
+    """Its embedding multiplies its rows by d^0.5."""
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=vocabulary, query_pre_attn_scalar=8, head_dim=8, sliding_window=32, pad_token_id=0, **_SMALL
+        )
+    )  # fmt: skip
+
+
+def phi(vocabulary: int) -> PreTrainedModel:
+    """Its output head has a bias, here one that matters."""
+    model = PhiForCausalLM(PhiConfig(vocab_size=vocabulary, **_SMALL))
+    torch.nn.init.normal_(model.lm_head.bias)
+    return model
+
+
 def mistral(vocabulary: int) -> PreTrainedModel:
     """A window that holds a prompt and its ID, and not all branches of a prompt."""
     return MistralForCausalLM(MistralConfig(vocab_size=vocabulary, sliding_window=24, head_dim=8, **_SMALL))
@@ -105,7 +125,7 @@ _SMALL: dict[str, Any] = {
 
 FAMILIES: dict[str, Callable[[int], PreTrainedModel]] = {"llama": llama, "t5": t5, "gpt2": gpt2}
 PECULIAR: dict[str, Callable[[int], PreTrainedModel]] = {  # what ranking has to know of a family
-    "granite": granite, "gemma2": gemma2, "mistral": mistral, "bloom": bloom,
+    "granite": granite, "gemma2": gemma2, "gemma3": gemma3, "phi": phi, "mistral": mistral, "bloom": bloom,
 }  # fmt: skip
 
 

@@ -7,8 +7,10 @@ import polars as pl
 import pytest
 import torch
 
+from gemst.config import Config, Prompts
 from gemst.prompts import Prompter
-from gemst.tuning.chain import ChainBatches
+from gemst.tuning.batches import make_batches
+from gemst.tuning.chain import ChainBatches, Segment
 from gemst.tuning.events import load_events
 from gemst.tuning.model import ItemModel
 from gemst.tuning.single import SingleBatches
@@ -34,6 +36,96 @@ def test_chain_losses_equal_single_target_rows(train: pl.DataFrame, prompter: Pr
         one_by_one = torch.cat([model(batch) for batch in single(0)])
     assert len(by_chain) == len(train)
     torch.testing.assert_close(by_chain.sort().values, one_by_one.sort().values, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("days", [0, 2])  # later on, users begin with a history of what the table does not hold
+def test_tasks_that_share_no_history_are_chained_apart(train: pl.DataFrame, prompter: Prompter, days: int) -> None:
+    later = own_history(train).filter(pl.col("timestamp").dt.day() > days)
+    config = Config.model_validate({"data": {"history": "own"}, "tuning": {"layout": "chain"}})
+    model = item_model(llama)
+    with torch.no_grad():
+        by_chain = torch.cat([model(batch) for batch in make_batches(config, later, prompter, None)(0)])
+        single = SingleBatches(later, prompter, batch_tokens=64, decoder_start=None, seed=0)
+        one_by_one = torch.cat([model(batch) for batch in single(0)])
+    assert len(by_chain) == len(later) > 4
+    torch.testing.assert_close(by_chain.sort().values, one_by_one.sort().values, atol=2e-5, rtol=1e-5)
+
+
+def own_history(train: pl.DataFrame) -> pl.DataFrame:
+    """The table as `data.history: own` makes it: strictly earlier targets of the same user and task."""
+    past = pl.Series(
+        [
+            [
+                target
+                for user, task, (target,), time in train.select("user_id", "task", "targets", "timestamp").iter_rows()
+                if (user, task) == (row["user_id"], row["task"]) and time < row["timestamp"]
+            ]
+            for row in train.iter_rows(named=True)
+        ],
+        dtype=pl.List(pl.String),
+    )
+    return train.with_columns(history=past)
+
+
+RAGGED = np.array([[20 + i % 4, 24 + i % 3, 27 + i] for i in range(ITEMS)])
+RAGGED[::2, 2] = -1  # IDs of two and three tokens
+RAGGED[0, 1] = -1  # and of one
+
+
+@pytest.mark.parametrize("style", ["compact", "paper"])  # without and with a suffix of a recommendation
+@pytest.mark.parametrize("codes", [20 + np.arange(ITEMS)[:, None], RAGGED])
+def test_a_segment_is_its_targets_one_by_one(train: pl.DataFrame, tokenizer, codes: np.ndarray, style: str) -> None:
+    prompter = Prompter(tokenizer, codes, {f"i{n}": n for n in range(ITEMS - 1)}, Prompts(style=style), 20)
+    batches = chain(train, prompter, chain_items=5)
+    found = [segment for epoch in range(3) for segment in batches.segments(epoch)]
+    assert {segment.task for segment in found} == {0, 1}
+    for segment in found:
+        built = batches._segment(segment, 0)
+        for name, expected in one_by_one(batches, segment).items():
+            np.testing.assert_array_equal(getattr(built, name), expected, err_msg=name)
+            assert getattr(built, name).dtype == np.int64
+        assert batches.length(segment) == len(built.ids)
+
+
+def one_by_one(batches: ChainBatches, segment: Segment) -> dict[str, list[int]]:
+    """A segment's tokens and targets, made with a loop over its targets."""
+    events, prompter = batches.events, batches.prompter
+    trunk, before = list(prompter.prefix), []
+    for item in events.items[segment.low : segment.high].tolist():
+        before.append(len(trunk))
+        trunk += [] if item < 0 else [code for code in prompter.token_ids[item].tolist() if code >= 0]
+    row: dict[str, list[int]] = {name: [] for name in ("ids", "position", "branch", "limit", "at", "labels", "level")}
+    row["ids"], row["position"], row["limit"] = (list(part) for part in (trunk, range(len(trunk)), range(len(trunk))))
+    row["branch"] = [0] * len(trunk)
+    number = 0
+    for event in range(segment.fresh, segment.high):
+        if events.task[event] != segment.task or events.items[event] < 0:
+            continue
+        number += 1
+        seen = before[max(int(batches.visible[event]), segment.low) - segment.low]
+        code = [token for token in prompter.token_ids[events.items[event]].tolist() if token >= 0]
+        suffix = events.suffixes[events.query[event]]
+        hung = len(row["ids"])
+        branch = [*suffix, *code[:-1]]
+        row["at"] += [hung + len(suffix) - 1 if suffix else seen - 1]
+        row["at"] += [hung + len(suffix) + at for at in range(len(code) - 1)]
+        row["labels"] += code
+        row["level"] += range(len(code))
+        row["ids"] += branch
+        row["position"] += range(seen, seen + len(branch))
+        row["branch"] += [number] * len(branch)
+        row["limit"] += [seen - 1] * len(branch)
+    return row
+
+
+def test_ragged_ids_have_the_losses_of_single_rows(train: pl.DataFrame, tokenizer) -> None:
+    prompter = Prompter(tokenizer, RAGGED, {f"i{n}": n for n in range(ITEMS - 1)}, Prompts(), 20)
+    model = ItemModel(llama(27 + ITEMS), 20, (4, 3, ITEMS), False)
+    with torch.no_grad():
+        by_chain = torch.cat([model(batch) for batch in chain(train, prompter)(0)])
+        single = SingleBatches(train, prompter, batch_tokens=64, decoder_start=None, seed=0)
+        alone = torch.cat([model(batch) for batch in single(0)])
+    torch.testing.assert_close(by_chain.sort().values, alone.sort().values, atol=2e-5, rtol=1e-5)
 
 
 def test_every_target_is_in_an_epoch_once_however_segments_are_cut(train: pl.DataFrame, prompter: Prompter) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gemst.config import Config
+from gemst.errors import GemstError
 from gemst.tuning.chain import ChainBatches
 from gemst.tuning.checkpoint import Checkpoints
 from gemst.tuning.events import load_events
@@ -39,7 +40,7 @@ def run(folder: Path, train_frame, prompter, *, die_at: int | None = None, score
 
     def log(step: int, scalars: dict[str, float]) -> None:
         if step > 0:  # the start is validated alone
-            losses.append(scalars["train/loss_rec"])
+            losses.append(scalars.get("train/loss_rec", float("nan")))
         if step == die_at:
             raise Killed
 
@@ -98,6 +99,37 @@ def test_a_start_that_nothing_beats_is_kept(tmp_path: Path, train, prompter) -> 
     untouched = ItemModel(llama(20 + ITEMS), 20, (ITEMS,), False)
     assert torch.equal(items.items_in, untouched.items_in)
     assert [value for step, name, value in state.curves if (step, name) == (0, "valid/joint")] == [0.5]
+
+
+@pytest.mark.parametrize("method", ["gems", "full", "lora"])
+def test_a_pass_that_is_no_number_is_skipped(tmp_path, train, prompter, method, monkeypatch) -> None:
+    passes, real = [0], ItemModel.forward
+
+    def forward(self: ItemModel, batch):
+        losses = real(self, batch)
+        passes[0] += torch.is_grad_enabled()
+        return losses * float("nan") if passes[0] in (1, 6) else losses
+
+    monkeypatch.setattr(ItemModel, "forward", forward)
+    items, state, losses = run(tmp_path, train, prompter, method=method, scores=[i / 100 for i in range(1, 100)])
+    assert state.skipped == (1 if method == "gems" else 2)  # the first pass of gems is made again, no step is lost
+    assert state.curves[-1][0] == state.step
+    assert all(parameter.isfinite().all() for parameter in items.parameters())
+    assert losses[-1] < losses[1]
+    assert ("steps/skipped", float(state.skipped)) in {(name, value) for _, name, value in state.curves}
+
+
+def test_a_run_without_usable_gradients_ends(tmp_path, train, prompter, monkeypatch) -> None:
+    monkeypatch.setattr(ItemModel, "forward", lambda self, batch: self.target_losses(batch) * float("inf"))
+    with pytest.raises(GemstError, match=r"last 20 steps were NaN or infinite.*Lower tuning.lr"):
+        run(tmp_path, train, prompter, method="full", epochs=100, scores=[0.1] * 100)
+
+
+def test_a_step_without_a_task_logs_no_loss_of_it(tmp_path, train, prompter) -> None:
+    _, state, _ = run(tmp_path, train.filter(task="recommendation"), prompter, scores=[i / 100 for i in range(1, 100)])
+    names = {name for _, name, _ in state.curves}
+    assert "train/loss_rec" in names
+    assert "train/loss_src" not in names
 
 
 def test_schedule_warms_up_and_ends_near_zero() -> None:

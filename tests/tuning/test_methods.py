@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from gemst.config import Config
+from gemst.errors import GemstError
 from gemst.tuning.chain import ChainBatches
 from gemst.tuning.events import load_events
 from gemst.tuning.methods import Facts, make
 from gemst.tuning.model import ItemModel
 from gemst.tuning.parallel import Processes
+from gemst.tuning.subspace import matching
 from tests.tuning.conftest import ITEMS, llama
 
 METHODS = [
@@ -77,6 +79,39 @@ def test_surgery_changes_what_is_applied_only_under_conflict(tmp_path: Path, tra
         steps(items, method, batch, 3)
         runs.append(items.items_out.detach().clone())
     torch.testing.assert_close(*runs)
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "upgrad"])
+def test_surgery_takes_the_conflict_out_of_a_step(tmp_path: Path, train, prompter, name: str) -> None:
+    """Tasks that pull one weight in opposite directions: the step made of both is not the sum of theirs."""
+    applied = []
+    for method in ("full", name):
+        items, surgery, batch = build(tmp_path, train, prompter, method=method)
+        each = items(batch)
+        rec = batch.targets[0]
+        surgery.backward(torch.cat([each[:rec], -0.5 * each[:rec]]) / len(each), batch)
+        surgery.merge()
+        applied.append(items.items_out.grad.detach().clone())
+    assert float(applied[1].norm()) < 1e-3 * float(applied[0].norm())
+
+
+def test_what_left_the_null_space_is_not_settled_away_and_certified(tmp_path: Path, train, prompter, tokenizer) -> None:
+    """A fault beside the optimizer, on a model whose updates are otherwise exact."""
+    from gemst.tuning import null_space
+
+    plain = llama(20 + ITEMS)
+    config = Config()
+    settings = config.null_space.model_copy(update={"tokens": 200, "sequence_length": 20})
+    texts = ["the good old comedy , a bad new film . History : drama"] * 40
+    null_space.build(plain, tokenizer, matching(plain, config.tuning.modules), texts, settings, tmp_path)
+    items, method, batch = build(tmp_path, train, prompter, null_space={"rule": "energy"})
+    named = {name: layer.weight.detach().clone() for name, layer in method.attached.layers.items()}
+    steps(items, method, batch, 5)
+    assert max(method.certificate(named, method.weights()).values()) < 1e-5
+    name, layer = next(iter(method.attached.layers.items()))
+    layer.weight.data += 1e-3 * torch.randn(layer.weight.shape)
+    with pytest.raises(GemstError, match=f"tuning has left the null space of {name}"):
+        method.certificate(named, method.weights())
 
 
 def test_the_loop_routes_every_batch_by_its_tasks(tmp_path: Path, train, prompter) -> None:

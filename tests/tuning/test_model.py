@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gemst.backbone import add_item_tokens, output_head, output_scale
-from gemst.config import Config, Prompts
+from gemst.backbone import add_item_tokens, load, output_bias, output_head, output_scale, save
+from gemst.config import Backbone, Config, Prompts
 from gemst.errors import GemstError
 from gemst.prompts import Prompter
 from gemst.tuning.batches import make_batches
@@ -91,6 +91,61 @@ def test_a_family_that_cannot_place_tokens_tunes_on_single_rows_only(train, prom
     assert items(next(single(0))).isfinite().all()
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
+def test_a_window_shorter_than_a_packed_prompt_is_refused(family, train, prompter) -> None:
+    """The chain's mask takes the window's place: equal to single rows as long as the window never bites."""
+    torch.manual_seed(0)
+    model = PECULIAR[family](20 + ITEMS).eval()
+    items = ItemModel(model, 20, (ITEMS,), False)
+    chains, single = (
+        list(make_batches(Config.model_validate({"tuning": {"layout": layout}}), train, prompter, None)(0))
+        for layout in ("chain", "single")
+    )
+    longest = max(int(batch.position_ids.max()) for batch in chains) + 1
+    model.config.sliding_window = longest
+    with torch.no_grad():
+        packed, alone = (torch.cat([items(batch) for batch in some]).sort().values for some in (chains, single))
+    torch.testing.assert_close(packed, alone, atol=2e-5, rtol=1e-5)
+    model.config.sliding_window = longest - 1
+    with pytest.raises(GemstError, match=r"Set tuning.layout: single, or lower tuning.chain_items"):
+        [items(batch) for batch in chains]
+    with torch.no_grad():
+        assert all(items(batch).isfinite().all() for batch in single)
+        model.config.use_sliding_window = False  # named and switched off, as Qwen2's is
+        torch.testing.assert_close(torch.cat([items(batch) for batch in chains]).sort().values, packed)
+
+
+@pytest.mark.parametrize("whole_vocabulary", [False, True])
+@pytest.mark.parametrize("family", ["gemma3", "phi"])
+def test_tuned_loss_is_that_of_the_exported_model(
+    family, whole_vocabulary, tokenizer, train, prompter, tmp_path
+) -> None:
+    """A family that scales its embedding, and one whose head has a bias."""
+    torch.manual_seed(0)
+    model = PECULIAR[family](20).eval()
+    rows_in, rows_out = torch.randn(2, ITEMS, 32) * 0.15
+    first = add_item_tokens(model, tokenizer, [f"<item_{i}>" for i in range(ITEMS)], rows_in, rows_out)
+    bias = output_bias(model)
+    if bias is not None:
+        torch.nn.init.normal_(bias)
+    items = ItemModel(model, first, (ITEMS,), whole_vocabulary)
+    with torch.no_grad():
+        items.items_in += torch.randn(ITEMS, 32) * 0.15
+        items.items_out += torch.randn(ITEMS, 32) * 0.15
+    batches = SingleBatches(train, prompter, batch_tokens=10_000, decoder_start=None, seed=0)
+    batch = batches.collate(np.arange(len(train)))
+    with torch.no_grad():
+        tuned = items(batch)
+    items.fold()
+    save(model, tokenizer, tmp_path / "model")
+    plain, _ = load(Backbone(name=str(tmp_path / "model")))
+    start = 0 if whole_vocabulary else first
+    with torch.no_grad():
+        logits = plain(batch.input_ids, attention_mask=batch.mask).logits.flatten(0, 1)[batch.at, start:]
+    expected = torch.nn.functional.cross_entropy(logits, batch.labels - start, reduction="none")
+    torch.testing.assert_close(tuned, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_vocabulary_loss_is_a_softmax_over_everything(tokenizer, train, prompter) -> None:
     model = llama(20 + ITEMS)
     batches = SingleBatches(train, prompter, batch_tokens=10_000, decoder_start=None, seed=0)
@@ -104,8 +159,6 @@ def test_vocabulary_loss_is_a_softmax_over_everything(tokenizer, train, prompter
 @pytest.mark.parametrize(("build", "encoder_decoder"), [(llama, False), (t5, True)])
 def test_tuned_and_folded_model_survives_export(build, encoder_decoder, tokenizer, train, prompter, tmp_path) -> None:
     """Old rows keep their bits, new rows and Linears move, and the checkpoint on disk says what the model said."""
-    from gemst.backbone import save
-
     model = build()
     old = model.get_input_embeddings().weight.detach().clone()
     tuned_names = set(matching(model, Config().tuning.modules))

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from gemst.backbone import add_item_tokens
 from gemst.config import NullSpace
 from gemst.errors import GemstError
 from gemst.tuning import null_space
 from gemst.tuning.subspace import matching
-from tests.tuning.conftest import gpt2, llama, t5
+from tests.tuning.conftest import ITEMS, gpt2, llama, t5
 from tests.tuning.test_subspace import PATTERN
 
 TEXTS = ["the good old comedy , a bad new film . History : drama"] * 40
@@ -104,6 +105,42 @@ def test_artefact_round_trip_and_refusal_of_another_backbone(tmp_path: Path, tok
         other.model.layers[0].self_attn.q_proj.weight += 1e-3
     with pytest.raises(GemstError, match=r"made for another backbone.*gemst null-space"):
         null_space.load(tmp_path / "p", other)
+
+
+@pytest.mark.parametrize("make", [llama, t5, gpt2])
+def test_item_tokens_leave_the_backbone_the_same_and_the_rest_does_not(make, tokenizer) -> None:
+    model = make()
+    before = null_space.fingerprint(model)
+    rows = torch.randn(ITEMS, 32)
+    add_item_tokens(model, tokenizer, [f"<item_{n}>" for n in range(ITEMS)], rows, rows)
+    assert null_space.fingerprint(model) == before
+    for name, parameter in model.named_parameters():
+        if parameter.shape[0] < 20 + ITEMS or parameter.dim() == 1:
+            with torch.no_grad():
+                parameter += 1e-2
+            assert null_space.fingerprint(model) != before, name
+            return
+    raise AssertionError("no parameter but the vocabulary")
+
+
+def test_projectors_of_another_build_and_missing_ones_are_refused(tmp_path: Path, tokenizer) -> None:
+    model = llama()
+    for name, energy in (("a", 0.05), ("b", 0.3)):
+        settings = NullSpace(tokens=200, sequence_length=20, energy=energy)
+        null_space.build(model, tokenizer, matching(model, PATTERN), TEXTS, settings, tmp_path / name)
+    (tmp_path / "b" / "projectors.safetensors").replace(tmp_path / "a" / "projectors.safetensors")
+    with pytest.raises(GemstError, match=r"projectors.safetensors is not of its manifest.json"):
+        null_space.load(tmp_path / "a", model)
+    with pytest.raises(GemstError, match=r"projectors.safetensors does not exist.*gemst null-space"):
+        null_space.load(tmp_path / "b", model)
+
+
+def test_fewer_tokens_than_directions_are_no_null_space(tmp_path: Path, tokenizer) -> None:
+    model = llama()
+    with pytest.raises(GemstError, match=r"gives 40 tokens, fewer than the 48 inputs of a Linear"):
+        null_space.build(
+            model, tokenizer, matching(model, PATTERN), TEXTS, NullSpace(tokens=40, sequence_length=20), tmp_path / "p"
+        )
 
 
 def test_an_empty_corpus_is_an_error(tokenizer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import OPTConfig, OPTForCausalLM
 
 from gemst.errors import GemstError
 from gemst.tuning.bases import orthonormal
@@ -116,6 +117,68 @@ def test_coupled_rows_take_two_backward_passes() -> None:
         attached.route.backward = task
         losses[rows].sum().backward(retain_graph=task == 0)
     assert worst(attached.layers, expected) < 1e-6
+
+
+def test_linears_that_see_flattened_rows_are_split_in_the_right_place() -> None:
+    """OPT flattens (rows, positions) before its MLP: the boundary there counts positions."""
+    batch, pattern = inputs(2), r"(fc1|fc2|q_proj)$"
+    shape = tuple(batch["input_ids"].shape)
+    attached = attach(opt(), pattern, rank=8)
+    fill_bases(attached.layers)
+    attached.announce(2, (2, 3), (shape[0], (shape[1],)))
+    (row_losses(attached.model, batch).sum() / 5).backward()
+    assert not attached.route.coupled
+    expected: dict[str, dict[str, Tensor]] = {}
+    for task, rows in {"rec": slice(0, 2), "src": slice(2, None), "shared": slice(None)}.items():
+        plain = opt()
+        row_losses(plain, batch)[rows].mean().backward()
+        for name, module in matching(plain, pattern).items():
+            expected.setdefault(name, {})[task] = module.weight.grad
+    assert worst(attached.layers, expected) < 1e-6
+
+
+def opt() -> OPTForCausalLM:
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=20, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, dropout=0.0,
+        max_position_embeddings=64, word_embed_proj_dim=32, pad_token_id=1, bos_token_id=2, eos_token_id=2,
+    )  # fmt: skip
+    return OPTForCausalLM(config).eval().double()
+
+
+def test_a_linear_that_sees_some_positions_alone_asks_for_a_pass_per_task() -> None:
+    """What cannot be split is found out by itself, and then the tasks' own passes give its coefficients."""
+
+    class Picky(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first_proj, self.second_proj = torch.nn.Linear(8, 8), torch.nn.Linear(8, 4)
+
+        def forward(self, x: Tensor, kept: Tensor) -> Tensor:
+            some = self.second_proj(self.first_proj(x)[kept]).pow(2).sum(-1)  # (kept positions, 4)
+            return torch.zeros(kept.shape).masked_scatter(kept, some).sum(1)  # by row
+
+    def make() -> Picky:
+        torch.manual_seed(0)
+        return Picky()
+
+    x, kept = torch.randn(5, 6, 8), torch.rand(5, 6) > 0.4
+    model = make()
+    attached = attach(model, "proj$", rank=4)
+    fill_bases(attached.layers)
+    attached.announce(2, (2, 3), (5, (6,)))
+    losses = model(x, kept) / 5
+    assert attached.route.coupled
+    for task, rows in enumerate((slice(0, 2), slice(2, 5))):
+        attached.route.backward = task
+        losses[rows].sum().backward(retain_graph=task == 0)
+    expected: dict[str, dict[str, Tensor]] = {}
+    for task, rows in {"rec": slice(0, 2), "src": slice(2, None), "shared": slice(None)}.items():
+        plain = make()
+        plain(x, kept)[rows].mean().backward()
+        for name, module in matching(plain, "proj$").items():
+            expected.setdefault(name, {})[task] = module.weight.grad
+    assert worst(attached.layers, expected) < 1e-5
 
 
 def test_sketch_is_the_gradient_times_its_left_factor() -> None:

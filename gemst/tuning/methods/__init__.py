@@ -55,6 +55,12 @@ class Method(Protocol):
     def step(self, facts: Facts) -> None:
         """One update, gradients cleared afterwards."""
 
+    def skip(self) -> None:
+        """Instead of `step` where the gradients are no numbers: they are dropped."""
+
+    def catch_up(self) -> None:
+        """Do to the weights what was put off, before they are judged or saved."""
+
     def weights(self) -> dict[str, Tensor]:
         """The tensors training has changed, by name: what a checkpoint must hold."""
 

@@ -139,6 +139,10 @@ class FidelityMethod(FullMethod):
     def parameters(self) -> list[nn.Parameter]:
         return self.rows
 
+    def skip(self) -> None:
+        self.optimizer.gradients = {}
+        super().skip()
+
     def step(self, facts: Facts) -> None:
         total = sum(facts.targets)
         pairs = list(self.optimizer.gradients.values())

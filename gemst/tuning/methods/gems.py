@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gemst.config import Config
+from gemst.errors import GemstError
 from gemst.tuning import null_space
 from gemst.tuning.batches import Batch
 from gemst.tuning.gates import Gate, Signals
@@ -54,14 +55,30 @@ class GemsMethod:
 
     def prepare(self, targets: tuple[int, int], observe: bool) -> None:
         self.targets = targets
+        self.optimizer.signals = Signals((0.0, 0.0), targets)
         self.attached.route.observe = observe
         self.optimizer.prepare()
 
     def enter(self, batch: Batch) -> None:
-        self.attached.announce(batch.boundary, self.targets)
+        lengths = [ids.shape[1] for ids in (batch.input_ids, batch.decoder_ids) if ids is not None]
+        self.attached.announce(batch.boundary, self.targets, (len(batch.input_ids), tuple(lengths)))
 
     def backward(self, losses: Tensor, batch: Batch) -> None:
-        losses.sum().backward()
+        """One pass; one per task where a layer mixes rows (`Route.coupled`)."""
+        if not self.attached.route.coupled:
+            losses.sum().backward()
+            return
+        parts = (losses[: batch.targets[0]], losses[batch.targets[0] :])
+        present = [task for task, part in enumerate(parts) if len(part)]
+        for task in present:
+            self.attached.route.backward = task
+            parts[task].sum().backward(retain_graph=task != present[-1])
+
+    def skip(self) -> None:
+        self.optimizer.skip()
+
+    def catch_up(self) -> None:
+        self.optimizer.catch_up()
 
     def start(self) -> None:
         self.optimizer.start()
@@ -105,7 +122,6 @@ class GemsMethod:
             "gate/rec": self.optimizer.gates[0],
             "gate/src": self.optimizer.gates[1],
             "cosine/rec_src": sum(float(row["cosine"]) for row in rows) / max(len(rows), 1),
-            "steps/skipped": float(self.optimizer.skipped),
         }
         if energy:
             scalars["energy/shared"] = sum(energy) / len(energy)
@@ -130,8 +146,12 @@ class GemsMethod:
                 weight.copy_(before[name] + held.t())
 
     def certificate(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
-        """|dW K0| / (|dW| |K0|) by layer, K0 the directions general text uses; weights before and after by name."""
+        """|dW K0| / (|dW| |K0|) by layer, K0 the directions general text uses; weights before and after by name.
+
+        Raises GemstError when more leaves a null space than every step's rounding of W to float32 can take out.
+        """
         leaks = {}
+        roundings = 4 * torch.finfo(torch.float32).eps * (self.optimizer.param_groups[0]["steps"] + 1) ** 0.5
         for name, layer in self.attached.layers.items():
             space = self.projectors.get(name)
             change = joined(after[name], after.get(f"{name}.remainder")) - before[name]
@@ -141,4 +161,9 @@ class GemsMethod:
             outside = change - space(change.t().contiguous()).t()
             used = change.shape[1] - space.dimensions
             leaks[name] = float(outside.norm() / (change.norm() * used**0.5))
+            if float(outside.norm()) > 1e-4 * float(change.norm()) + roundings * float(before[name].norm()):
+                raise GemstError(
+                    f"tuning has left the null space of {name} (leak {leaks[name]:.1e}): the model is not written",
+                    "Something beside the optimizer has changed its weight",
+                )
         return leaks

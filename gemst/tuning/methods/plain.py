@@ -58,6 +58,12 @@ class PlainMethod:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def skip(self) -> None:
+        self.optimizer.zero_grad()
+
+    def catch_up(self) -> None:
+        """Nothing is put off."""
+
     def weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.named.items()}
 
