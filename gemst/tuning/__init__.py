@@ -80,6 +80,7 @@ def run(
     if config.threads:
         torch.set_num_threads(config.threads)
     model, tokenizer = backbone.load(config.backbone)
+    untuned = fingerprint(model)
     inputs, outputs, white = load_rows(item_rows, ids)
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, inputs, outputs)
     if config.tuning.checkpointing:
@@ -95,7 +96,7 @@ def run(
     validation = Validation(config, item_model, tuned, train, valid, processes)
     checkpoints = Checkpoints(
         tuning_folder.with_name(f".{tuning_folder.name}.checkpoints"),
-        _identity(config, [train, valid, items], ids, fingerprint(model), null_space, item_rows),
+        _identity(config, [train, valid, items], ids, untuned, null_space, item_rows),
     )
     limit = config.tuning.drift_limit
     drift = None if limit is None else DriftLimit(item_model, method, tokenizer, general, limit, processes)

@@ -21,7 +21,8 @@ def test_a_settled_change_leaks_one_rounding_not_that_of_every_step(transposed: 
     for _ in range(400):
         after += 1e-6 * space(torch.randn(16, 12, generator=generator)).t()
     layers = {"w": SimpleNamespace(transposed=transposed), "free": SimpleNamespace(transposed=False)}
-    method = SimpleNamespace(attached=SimpleNamespace(layers=layers), projectors={"w": space})
+    optimizer = SimpleNamespace(param_groups=[{"steps": 400}])
+    method = SimpleNamespace(attached=SimpleNamespace(layers=layers), projectors={"w": space}, optimizer=optimizer)
     kept = [before.t().contiguous(), after.t().contiguous()] if transposed else [before, after]
     settled = {"w": kept[1].clone(), "free": after.clone()}
     leaks = [GemsMethod.certificate(method, {"w": kept[0], "free": before}, {"w": kept[1], "free": after})["w"]]
