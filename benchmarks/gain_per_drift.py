@@ -32,12 +32,11 @@ from gemst.files import require, write_json
 from gemst.progress import track
 from gemst.prompts import Prompter
 from gemst.tuning import null_space
-from gemst.tuning.bases import Projector
+from gemst.tuning.bases import Projector, whole_space
 from gemst.tuning.batches import Batch, make_batches
 from gemst.tuning.item_rows import load as load_rows
 from gemst.tuning.model import ItemModel
 from gemst.tuning.norm import freeze_norms
-from gemst.tuning.optimizer import whole_space
 from gemst.tuning.subspace import matching
 
 ENERGIES = (0.05, 0.01, 0.001)

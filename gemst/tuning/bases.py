@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from gemst.errors import GemstError
 from gemst.tuning.parallel import mean_
-from gemst.tuning.subspace import Sketch, SubspaceLinear
+from gemst.tuning.route import Sketch
+from gemst.tuning.subspace import SubspaceLinear
 
 
 class Projector(Protocol):
@@ -17,6 +20,27 @@ class Projector(Protocol):
     def __call__(self, vectors: Tensor) -> Tensor:
         """P @ vectors, (n, k) -> (n, k)."""
         ...
+
+
+def whole_space(vectors: Tensor) -> Tensor:
+    """The projector of a layer without a null space."""
+    return vectors
+
+
+def check_rooms(layers: dict[str, SubspaceLinear], projectors: dict[str, Projector]) -> None:
+    """Raises GemstError when a null space that is given lacks a layer, or has no room for its subspaces."""
+    for name, layer in layers.items() if projectors else ():
+        if name not in projectors:
+            raise GemstError(
+                f"projectors have no entry for {name}", "Name them like the layers of `attached`, or give none"
+            )
+        room = getattr(projectors[name], "dimensions", None)
+        need = layer.widths.shared + max(layer.widths.rec, layer.widths.src)
+        if room is not None and need > room:
+            raise GemstError(
+                f"the null space of {name} has {room} dimensions, its subspaces take {need}",
+                "Give `rooms` to attach: ranks shrink to fit",
+            )
 
 
 def orthonormal(vectors: Tensor, project: Projector, apart_from: Tensor, generator: torch.Generator) -> Tensor:
@@ -105,3 +129,34 @@ def captured_energy(layer: SubspaceLinear) -> float:
     rest = float(mean_(sketch.probed).pow(2).sum()) / sketch.probe.shape[1]
     held = float(mean_(sketch.shared).pow(2).sum())
     return held / max(held + rest, 1e-30)
+
+
+def without_bases(layers: Iterable[SubspaceLinear]) -> set[str]:
+    """Tasks whose basis is zero in every layer: no backward pass has shown them yet."""
+    found = set()
+    for task in ("rec", "src"):
+        bases = [layer.basis[:, layer.widths.columns(task)] for layer in layers]
+        if bases[0].shape[1] and not any(bool(basis.any()) for basis in bases):
+            found.add(task)
+    return found
+
+
+def rotate_(moments: dict[str, Tensor], layer: SubspaceLinear, basis: Tensor) -> None:
+    """Turn coefficients (m, R) on the layer's basis into those on `basis`, subspace by subspace: R = Q_old^T Q_new.
+
+    Squares (`exp_avg_sq`) are rotated by R^2, as if coefficients were uncorrelated. What a new direction has outside
+    the old basis is unknown and counts as the row's mean: as zero it would make the next steps too large.
+    """
+    for subspace in ("rec", "shared", "src"):
+        columns = layer.widths.columns(subspace)
+        if columns.start == columns.stop:
+            continue
+        rotation = layer.basis[:, columns].t() @ basis[:, columns]
+        known = rotation.pow(2)
+        unknown = (1 - known.sum(0)).clamp(min=0)
+        for key, moment in moments.items():
+            old = moment[:, columns]
+            if key == "exp_avg_sq":
+                moment[:, columns] = old @ known + old.mean(1, keepdim=True) * unknown
+            else:
+                moment[:, columns] = old @ rotation

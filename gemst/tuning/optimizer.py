@@ -11,18 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from gemst.errors import GemstError
-from gemst.tuning.bases import Projector, captured_energy, first_sketch, refreshed, warm_sketch
+from gemst.tuning.bases import (
+    Projector,
+    captured_energy,
+    check_rooms,
+    first_sketch,
+    refreshed,
+    rotate_,
+    warm_sketch,
+    whole_space,
+    without_bases,
+)
 from gemst.tuning.gates import Gate, Signals
 from gemst.tuning.parallel import everywhere, from_first_, local, over_shards, whole
-from gemst.tuning.subspace import UNSAID, Attached, SubspaceLinear
+from gemst.tuning.route import UNSAID
+from gemst.tuning.subspace import Attached, SubspaceLinear
 
-SUBSPACES = ("rec", "shared", "src")
 _OUTSIDE = 1e-4  # the most of a basis vector that may lie outside range(P): float32 leaves 1e-7
-
-
-def whole_space(vectors: Tensor) -> Tensor:
-    """The projector of a layer without a null space."""
-    return vectors
 
 
 P = ParamSpec("P")
@@ -88,7 +93,7 @@ class Gems(torch.optim.Optimizer):
         self._unborn: set[str] = set()  # tasks that no backward pass has shown yet: their bases are zero
         if lr * weight_decay >= 1:
             raise GemstError(f"lr {lr} times weight_decay {weight_decay} is 1 or more", "Lower tuning.weight_decay")
-        self._check_rooms()
+        check_rooms(attached.layers, self.projectors)
         groups: list[dict[str, Any]] = [
             {"params": [layer.coefficients for layer in attached.layers.values()], "lr": lr, "kind": "subspace",
              "scale": scale, "weight_decay": weight_decay, "steps": 0, "shrunk": [0.0] * len(attached.layers)},
@@ -102,21 +107,6 @@ class Gems(torch.optim.Optimizer):
                 "counts": torch.zeros(3),  # bias-correction counts of rec, shared, src
                 "basis": layer.basis,
             }
-
-    def _check_rooms(self) -> None:
-        """A null space that is given holds for every layer: none is left out because its name differs."""
-        for name, layer in self.attached.layers.items() if self.projectors else ():
-            if name not in self.projectors:
-                raise GemstError(
-                    f"projectors have no entry for {name}", "Name them like the layers of `attached`, or give none"
-                )
-            room = getattr(self.projectors[name], "dimensions", None)
-            need = layer.widths.shared + max(layer.widths.rec, layer.widths.src)
-            if room is not None and need > room:
-                raise GemstError(
-                    f"the null space of {name} has {room} dimensions, its subspaces take {need}",
-                    "Give `rooms` to attach: ranks shrink to fit",
-                )
 
     @property
     def needs_first_bases(self) -> bool:
@@ -165,26 +155,17 @@ class Gems(torch.optim.Optimizer):
 
         A pass with NaN or Inf in it gives none and counts as skipped. Raises GemstError when it was not prepared for.
         """
-        if any(layer.sketch is None for layer in self.attached.layers.values()):
-            raise GemstError("the first step was not prepared for", "Call Gems.begin(...) before its forward pass")
         right = [layer.sketch.right for layer in self.attached.layers.values() if layer.sketch is not None]
+        if len(right) < len(self.attached.layers):
+            raise GemstError("the first step was not prepared for", "Call Gems.begin(...) before its forward pass")
         if not self._finite(right):
             self.skip()
             return
         for name, layer in self.attached.layers.items():
             layer.basis.copy_(self._new_basis(name, layer))
             layer.sketch = layer.shared_by_task = None
-        self._unborn = self._without_bases()
+        self._unborn = without_bases(self.attached.layers.values())
         self.zero_grad()
-
-    def _without_bases(self) -> set[str]:
-        """Tasks whose basis is zero in every layer."""
-        found = set()
-        for task in ("rec", "src"):
-            bases = [layer.basis[:, layer.widths.columns(task)] for layer in self.attached.layers.values()]
-            if bases[0].shape[1] and not any(bool(basis.any()) for basis in bases):
-                found.add(task)
-        return found
 
     def skip(self) -> None:
         """Drop the step's gradients, which are no numbers, and count it."""
@@ -231,7 +212,7 @@ class Gems(torch.optim.Optimizer):
                 group["shrunk"][place] = 0.0
         group["steps"] += 1
         if armed and self._unborn:
-            self._unborn = self._without_bases()
+            self._unborn = without_bases(self.attached.layers.values())
         for parameter in self.param_groups[1]["params"]:
             self._step_rows(parameter, self.param_groups[1])
         return loss
@@ -318,28 +299,11 @@ class Gems(torch.optim.Optimizer):
         return from_first_(refreshed(layer, self.projectors.get(name, whole_space), self.generator, present))
 
     def _refresh(self, name: str, layer: SubspaceLinear, state: dict[str, Tensor]) -> None:
-        """New basis from the sketch; each subspace's moments are rotated by R = Q_old^T Q_new.
-
-        Squares are rotated by R^2, as if coefficients were uncorrelated. What a new direction has outside the old
-        basis is unknown and counts as the row's mean: as zero it would make the next steps too large.
-        """
+        """New basis from the sketch, and the moments on it."""
         if layer.widths.shared:
             self.energy[name] = captured_energy(layer)
         basis = self._new_basis(name, layer)
-        moments = {key: local(state[key]) for key in ("exp_avg", "exp_avg_sq", "applied") if key in state}
-        for subspace in SUBSPACES:
-            columns = layer.widths.columns(subspace)
-            if columns.start == columns.stop:
-                continue
-            rotation = layer.basis[:, columns].t() @ basis[:, columns]
-            known = rotation.pow(2)
-            unknown = (1 - known.sum(0)).clamp(min=0)
-            for key, moment in moments.items():
-                old = moment[:, columns]
-                if key == "exp_avg_sq":
-                    moment[:, columns] = old @ known + old.mean(1, keepdim=True) * unknown
-                else:
-                    moment[:, columns] = old @ rotation
+        rotate_({key: local(state[key]) for key in ("exp_avg", "exp_avg_sq", "applied") if key in state}, layer, basis)
         layer.basis.copy_(basis)
         layer.sketch = None
 
@@ -390,4 +354,4 @@ class Gems(torch.optim.Optimizer):
                 )
             layer.basis.copy_(basis)
             state["basis"], state["counts"] = layer.basis, state["counts"].cpu()
-        self._unborn = self._without_bases()
+        self._unborn = without_bases(self.attached.layers.values())

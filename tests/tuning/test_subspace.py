@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM
 
 from gemst.errors import GemstError
-from gemst.tuning.bases import orthonormal
-from gemst.tuning.optimizer import whole_space
+from gemst.tuning.bases import orthonormal, whole_space
 from gemst.tuning.subspace import SubspaceLinear, attach, matching
 from tests.tuning import conftest as models
 
