@@ -1,7 +1,7 @@
 """A comparison as data: methods x seeds x data sets, how each method's settings are tried, and what every cell gave.
 
 A cell is one run of the pipeline. Every method of a study gets the same number of trials, all with the first seed and
-judged on validation alone; the best one's settings are used for every seed.
+judged on validation alone; the best one's settings are used for every seed, and for data sets without trials.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ class Study(_Part):
         {}, description="settings of trials alone, such as a smaller budget; trials are then not tested, only validated"
     )
     data: dict[str, Settings]
+    tried_on: dict[str, str] = Field(
+        {}, description="data sets without trials of their own: every method takes the settings chosen on the named one"
+    )
     methods: dict[str, Entry]
     tables: dict[str, Table]
     notes: list[str] = Field([], description="paragraphs of the page: causes and findings the tables do not tell")
@@ -79,10 +82,13 @@ class Study(_Part):
                     raise ValueError(f"table {name}: no {kind} is called {', '.join(unknown)}")
             if table.against not in table.methods:
                 raise ValueError(f"table {name}: against = {table.against!r} is not one of its methods")
+        for name, other in self.tried_on.items():
+            if name not in self.data or other not in self.data or other in self.tried_on:
+                raise ValueError(f"tried_on: {name}: {other} must name two data sets, the second with its own trials")
         for name, entry in self.methods.items():
             if entry.like is not None:
-                other = self.methods.get(entry.like)
-                if entry.trials or other is None or other.like is not None:
+                owner = self.methods.get(entry.like)
+                if entry.trials or owner is None or owner.like is not None:
                     raise ValueError(f"method {name}: like = {entry.like!r} must name a method with trials of its own")
             elif not entry.trials:
                 raise ValueError(f"method {name}: give it trials, or `like:` a method that has some")
@@ -162,9 +168,9 @@ def result(study: Study, cell: Cell) -> dict[str, Any] | None:
 
 
 def trials(study: Study, data: str, method: str, seed: int) -> list[Cell]:
-    """The trials of a method, or of the one it takes its settings from."""
-    owner = study.methods[method].like or method
-    return [make(study, data, owner, settings, seed, trial=True) for settings in study.methods[owner].trials]
+    """The trials of a method, or of the one it takes its settings from, on `data` or where that one's were made."""
+    owner, place = study.methods[method].like or method, study.tried_on.get(data, data)
+    return [make(study, place, owner, settings, seed, trial=True) for settings in study.methods[owner].trials]
 
 
 def chosen(study: Study, data: str, method: str, seed: int) -> Settings | None:

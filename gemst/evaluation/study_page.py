@@ -211,6 +211,8 @@ def _reader(results: Results) -> Callable[[Callable[[dict[str, Any]], float], st
 
 def _choices(study: Study, table: Table, data: str) -> list[str]:
     """Every trial, its validation score and what it forgot: how the settings were chosen, and at what price."""
+    if data in study.tried_on:
+        return [f"No trials on {data}: every method has the settings chosen on {study.tried_on[data]}.", ""]
     body, start = [], None
     for method in table.methods:
         if study.methods[method].like is None:

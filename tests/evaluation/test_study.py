@@ -73,6 +73,17 @@ def test_trials_of_another_budget_are_cells_of_their_own():
     assert not cell.trial
 
 
+def test_a_data_set_without_trials_takes_the_settings_chosen_on_another():
+    study = read({**TREE, "data": {**TREE["data"], "b": {}}, "tried_on": {"b": "a"}, "tables": {
+        **TREE["tables"], "other": {**TREE["tables"]["main"], "data": ["b"]}}})  # fmt: skip
+    assert not any(name.startswith("b/") for name in names(study))
+    give(study, "a/x/lr=0.1,seed=1", 0.5)
+    give(study, "a/x/lr=0.2,seed=1", 0.6)
+    assert "b/x/lr=0.2,seed=1" in names(study)
+    assert "b/z/lr=0.2,seed=2" in names(study)
+    assert not any(name.startswith("b/x/lr=0.1") for name in names(study))
+
+
 def test_a_result_of_other_parameters_does_not_count_and_a_new_parameter_had_its_default():
     study = read(TREE)
     give(study, "a/x/lr=0.1,seed=1", 0.5)
@@ -95,6 +106,8 @@ def test_a_result_of_other_parameters_does_not_count_and_a_new_parameter_had_its
     (("methods", "z", "like"), "q", "must name a method with trials"),
     (("methods", "z", "like"), None, "give it trials"),
     (("sets",), {}, "sets"),
+    (("tried_on",), {"b": "a"}, "must name two data sets"),
+    (("tried_on",), {"a": "a"}, "must name two data sets"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_named(path, value, says):
     tree = copy.deepcopy(TREE)
