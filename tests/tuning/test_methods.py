@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,10 +90,29 @@ def test_surgery_takes_the_conflict_out_of_a_step(tmp_path: Path, train, prompte
         items, surgery, batch = build(tmp_path, train, prompter, method=method)
         each = items(batch)
         rec = batch.targets[0]
+        surgery.prepare(batch.targets, observe=False)
         surgery.backward(torch.cat([each[:rec], -0.5 * each[:rec]]) / len(each), batch)
         surgery.merge()
         applied.append(items.items_out.grad.detach().clone())
     assert float(applied[1].norm()) < 1e-3 * float(applied[0].norm())
+
+
+def test_surgery_sees_tasks_that_come_in_batches_of_their_own(tmp_path: Path, train, prompter) -> None:
+    """A step of a batch per task is the step of the batch that holds both."""
+    merged = []
+    for apart in (False, True):
+        items, surgery, batch = build(tmp_path, train, prompter, method="pcgrad")
+        rec, src = batch.targets
+        assert rec
+        assert src
+        surgery.prepare(batch.targets, observe=False)
+        for targets in [(rec, 0), (0, src)] if apart else [batch.targets]:
+            each = items(batch)
+            wanted = each[: targets[0]] if apart and targets[0] else each[rec:] if apart else each
+            surgery.backward(wanted / len(each), replace(batch, targets=targets))
+        surgery.merge()
+        merged.append(torch.cat([p.grad.flatten() for p in surgery.parameters() if p.grad is not None]).clone())
+    torch.testing.assert_close(*merged, atol=1e-6, rtol=1e-4)
 
 
 def test_what_left_the_null_space_is_not_settled_away_and_certified(tmp_path: Path, train, prompter, tokenizer) -> None:

@@ -48,16 +48,19 @@ class SurgeryMethod(FullMethod):
 
         super().__init__(config, items, shard)
         self.aggregator = {"pcgrad": PCGrad, "upgrad": UPGrad}[config.tuning.method]()
+        self.conflict = False
+
+    def prepare(self, targets: tuple[int, int], observe: bool) -> None:
+        self.conflict = all(targets)  # one task alone has nothing to conflict with
 
     def backward(self, losses: Tensor, batch: Batch) -> None:
         from torchjd.autojac import backward
 
-        rec = batch.targets[0]
-        present = [part.sum() for part in (losses[:rec], losses[rec:]) if len(part)]
-        if len(present) < 2:
-            losses.sum().backward()  # one task alone has nothing to conflict with
+        if not self.conflict:
+            losses.sum().backward()
             return
-        backward(present, inputs=self.parameters(), parallel_chunk_size=1)
+        rec = batch.targets[0]  # a batch may lack a task that the step has: its loss here is 0, and so is its gradient
+        backward([losses[:rec].sum(), losses[rec:].sum()], inputs=self.parameters(), parallel_chunk_size=1)
 
     def merge(self) -> None:
         """Turn the tasks' gradients, gathered over the step's batches, into one."""
