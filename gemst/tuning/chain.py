@@ -9,7 +9,7 @@ rows, rows into batches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -81,8 +81,20 @@ class ChainBatches(Batches):
                     low, high = max(int(start), fresh - self.overlap), min(fresh + step, int(stop))
                     fresh = max(fresh, int(start))
                     if (self.asked[fresh:high] == task).any():
-                        found.append(Segment(low, high, fresh, task))
+                        found += self._fitting(Segment(low, high, fresh, task), int(start))
         return [found[i] for i in rng.permutation(len(found))]
+
+    def _fitting(self, segment: Segment, start: int) -> list[Segment]:
+        """The segment, or its halves where a row per task would be more than a batch: queries can be pages.
+
+        `start` is where its user's events begin. What one event alone makes too long stays so.
+        """
+        if self.length(segment) <= self.batch_tokens // len(self.tasks) or segment.high - segment.fresh == 1:
+            return [segment]
+        middle = (segment.fresh + segment.high) // 2
+        halves = [replace(segment, high=middle), replace(segment, low=max(start, middle - self.overlap), fresh=middle)]
+        asking = [half for half in halves if (self.asked[half.fresh : half.high] == half.task).any()]
+        return [part for half in asking for part in self._fitting(half, start)]
 
     def length(self, segment: Segment) -> int:
         """Tokens of a segment."""

@@ -169,3 +169,16 @@ def test_only_one_task(train: pl.DataFrame, prompter: Prompter) -> None:
     batches = list(chain(train, prompter, tasks=(1,))(0))
     assert sum(b.targets[1] for b in batches) == len(train.filter(task="search"))
     assert all(b.boundary == 0 and b.targets[0] == 0 for b in batches)
+
+
+def test_long_queries_are_spread_over_rows_that_fit_a_batch(train: pl.DataFrame, prompter: Prompter) -> None:
+    asked = pl.when(pl.col("task") == "search").then(pl.lit("a bad old film " * 8)).otherwise("query")
+    pages = train.with_columns(query=asked)
+    roomy, tight = (chain(pages, prompter, batch_tokens=tokens) for tokens in (4096, 160))
+    assert max(map(roomy.length, roomy.segments(0))) > 80
+    assert max(map(tight.length, tight.segments(0))) <= 80
+    assert max(batch.input_ids.shape[1] for batch in tight(0)) <= 96  # rows are rounded up to 32 tokens
+    model = item_model(llama)
+    with torch.no_grad():
+        sums = [torch.cat([model(batch) for batch in batches(0)]).sum() for batches in (roomy, tight)]
+    torch.testing.assert_close(*sums, atol=1e-3, rtol=1e-4)
