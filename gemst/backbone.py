@@ -101,9 +101,13 @@ def takes_positions(model: PreTrainedModel) -> bool:
 
 
 def attention_window(model: PreTrainedModel) -> int | None:
-    """How many tokens back, itself included, a decoder-only family's windowed layers look; None without such layers."""
+    """The most tokens, itself included, that a layer of a decoder-only family looks at; None where all see all."""
     config = model.config.get_text_config()
+    if "local" in getattr(config, "attention_layers", []):  # GPT-Neo
+        return int(config.window_size)
     kinds = getattr(config, "layer_types", None)
+    if kinds and "chunked_attention" in kinds:  # Llama 4
+        return getattr(config, "attention_chunk_size", None)
     off = not getattr(config, "use_sliding_window", True) or (kinds and "sliding_attention" not in kinds)
     return None if off else getattr(config, "sliding_window", None)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gemst.backbone import is_encoder_decoder, takes_positions
+from gemst.backbone import attention_window, is_encoder_decoder, takes_positions
 from gemst.errors import GemstError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class _DecoderOnly(Context):
 
     def extend(self, tokens: Tensor, level: Tensor, ancestors: Tensor) -> Tensor:
         prompt = self.mask.bool()[:, None].expand(-1, tokens.shape[1], -1)
-        window, longest = getattr(self.model.config, "sliding_window", None), int(self.lengths.max() + level.max()) + 1
+        window, longest = attention_window(self.model), int(self.lengths.max() + level.max()) + 1
         if window and longest > window:
             raise GemstError(
                 f"a prompt and its ID, {longest:,} tokens, do not fit the backbone's sliding window of {window:,}",
