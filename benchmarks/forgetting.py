@@ -44,9 +44,10 @@ def main() -> None:
         f"tuning.max_tokens={options.tokens}", "tuning.epochs=1000", "tuning.max_minutes=null", "tuning.patience=1000",
         f"tuning.validate_every={options.every}", f"tuning.validate_users={options.users}",
     ]  # fmt: skip
+    made_of = {"settings": shared, "curves": "from step 0"}
     found: dict[str, Any] = read_json(RESULTS) if RESULTS.exists() else {}
-    if found.get("settings") != shared:
-        found = {"benchmark": "forgetting", "settings": shared, "sides": {}}
+    if {name: found.get(name) for name in made_of} != made_of:
+        found = {"benchmark": "forgetting", **made_of, "sides": {}}
     for name, own in SIDES.items():
         if name not in found["sides"]:
             found["sides"][name] = {"set": own, "curve": tune(HOME / name, [*shared, *own])}

@@ -110,7 +110,7 @@ def full(model: nn.Module, ids: Tensor, bf16: bool) -> Callable[[], None]:
     model.requires_grad_(False)
     weights = [module.weight.requires_grad_(True) for module in matching(model, Tuning().modules).values()]
     embedding = model.get_input_embeddings().weight.requires_grad_(True)
-    optimizer = torch.optim.AdamW(weights, lr=1e-5)
+    optimizer = torch.optim.AdamW(weights, lr=1e-5, fused=True)
 
     def step() -> None:
         row_losses(model, ids, bf16).mean().backward()

@@ -125,6 +125,9 @@ def run(
         model, tokenizer = _fresh(config, ids, method, weights, white)
         tuned = backbone.Tuned(model, tokenizer, ids, first, prompter)
     else:
+        with torch.no_grad():  # what `_held` settled, on the model's own device
+            for name, tensor in tensors(item_model, method).items():
+                tensor.copy_(weights[name])
         method.finish()
         thaw_norms(model, norms)
         item_model.fold()
@@ -154,9 +157,13 @@ def _release_memory() -> None:
 
 
 def _identity(config: Config, frames: list[pl.DataFrame], ids: ItemIds, backbone: str, *made: Path) -> str:
-    """What a run is made of: every column of its tables, row by row. How many processes share the work is no part."""
+    """What a run is made of: every column of its tables, row by row, and how it is validated.
+
+    How many processes share the work is no part.
+    """
     other = ("registry.", "evaluation.", "threads", "tuning.distributed")
     parts = {name: value for name, value in config.flat().items() if not name.startswith(other)}
+    parts["exclude_seen"] = config.evaluation.exclude_seen
     tables = [hashlib.sha256(frame.hash_rows(seed=1).to_numpy().tobytes()).hexdigest() for frame in frames]
     manifests = [path.read_text() for folder in made if (path := folder / "manifest.json").exists()]
     content = json.dumps([parts, tables, backbone, ids.item_id, manifests], sort_keys=True, default=str)

@@ -113,7 +113,7 @@ class ChainBatches(Batches):
         """Batches of rows of segments. Each batch holds both tasks in the epoch's proportion, recommendation first."""
         segments = self.segments(epoch)
         lengths = [self.length(s) for s in segments]
-        row_tokens = max(lengths)
+        row_tokens = min(max(lengths), self.batch_tokens // len(self.tasks))  # a longer segment has a row of its own
         rows: dict[int, list[list[Segment]]] = {task: [] for task in self.tasks}
         for task in self.tasks:
             rooms: list[int] = []  # best fit: the fullest open row that still takes the segment

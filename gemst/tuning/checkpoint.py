@@ -65,11 +65,7 @@ class Checkpoints:
             dist.broadcast_object_list(found, 0, device=items.items_in.device)
         if found[0] is None:
             return None
-        folder = self.folder / found[0]
-        if not folder.exists():
-            raise GemstError(
-                f"process {rank()} does not see {folder}", "Give all machines of the run one shared project folder"
-            )
+        folder = _seen(self.folder / found[0])
         saved = read_json(folder / "state.json")
         del saved["identity"]
         _load(folder, items, method)
@@ -90,12 +86,11 @@ class Checkpoints:
         self._prune("best", {state.step, self._best_of_last})  # a killed run goes back to that of its `last`
 
     def restore_best(self, state: State, items: ItemModel, method: Method) -> None:
-        """Put the best validation's weights into the model."""
+        """Put the best validation's weights into the model. Raises GemstError when not every process sees them."""
         if world() > 1:
             dist.barrier()  # process 0 may still be writing
-        folder = self._path("best", state.best_step)
-        if folder.exists():
-            _load(folder, items, method)
+        if state.best_step is not None:
+            _load(_seen(self._path("best", state.best_step)), items, method)
 
     def clear(self) -> None:
         """Forget the run: it has ended."""
@@ -128,6 +123,15 @@ class Checkpoints:
 def tensors(items: ItemModel, method: Method) -> dict[str, Tensor]:
     """Everything that training changes, by name."""
     return {**method.weights(), "items_in": items.items_in.detach(), "items_out": items.items_out.detach()}
+
+
+def _seen(folder: Path) -> Path:
+    """`folder`, which process 0 has written. Raises GemstError where it is not."""
+    if not folder.exists():
+        raise GemstError(
+            f"process {rank()} does not see {folder}", "Give all machines of the run one shared project folder"
+        )
+    return folder
 
 
 def _write(weights: dict[str, Tensor], folder: Path) -> None:

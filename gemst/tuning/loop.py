@@ -124,13 +124,13 @@ def train(
             facts, tokens = _backward(model, method, micro, tuning, processes, observe)
             method.merge()
             norm = whole(torch.nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None]))
-            usable = math.isfinite(float(norm))
+            usable, born = math.isfinite(float(norm)), not method.needs_start
             if usable:
                 torch.nn.utils.clip_grads_with_norm_(method.parameters(), tuning.clip, norm)
                 method.step(facts)
             else:
                 method.skip()
-            _count(state, usable)
+            _count(state, usable and born)  # a pass that had to be taken for the start's updates nothing
             state.step += 1
             state.brake.path += speeds[0]
             state.tokens += tokens

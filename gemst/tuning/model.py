@@ -52,7 +52,8 @@ class ItemModel(nn.Module):
         model.requires_grad_(False)
         self.items_in = nn.Parameter(vocabulary(model)[first:last].detach().clone())
         rows = output_head(model).weight[first:last].detach().clone()
-        self.register_buffer("white", None if white is None else white.to(rows), persistent=False)
+        white = None if white is None else white.to(rows)
+        self.register_buffer("white", white, persistent=False)
         self.items_out = nn.Parameter(rows if white is None else _in_base(rows, white))
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -151,10 +152,11 @@ class ItemModel(nn.Module):
         A head without bias gets one along a level's mean hidden state mu, which most of a state's norm lies on:
         row_i += (log(1 + counts_i) - row_i mu) mu / |mu|^2. What the row had there is replaced: it is the same for
         every prompt, and large enough to hide which item's text a prompt resembles. `counts` (tokens,); `states`
-        (targets, d) before any training, `level` (targets,) the ID level each of them predicts.
+        (targets, d) before any training as the head gets them (T5 scales them), `level` (targets,) the ID level each
+        of them predicts.
         """
         for at, (start, stop) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
-            mean = states[level == at].float().mean(0) * output_scale(self.model)
+            mean = states[level == at].float().mean(0).to(self.items_out.device)
             prior = torch.log1p(counts[start:stop].to(mean))
             missing = prior - prior.mean() - self.items_out[start:stop] @ mean
             self.items_out[start:stop] += missing[:, None] * mean / mean.dot(mean)

@@ -54,11 +54,11 @@ class Gems(torch.optim.Optimizer):
     that the first step lacks gets its bases from the first step that has it. Steps with a NaN or Inf gradient are
     skipped and counted in `skipped`.
 
-    Before a step's first forward pass call `prepare()` (it arms due refreshes), before each one set where the search
-    rows begin, and before `step()` set `signals`; `begin()` does all three where a step has one batch. The very first
-    step takes the bases from its gradients and changes no weight. Weight decay is made up for when a layer's basis is
-    refreshed; `catch_up()` does so at once, before the model is judged or saved. With several processes `signals` must
-    hold the sums over all of them.
+    Before a step's first forward pass set `signals` (which tasks the whole step has, over all its batches and all
+    processes) and call `prepare()`, which arms due refreshes; before each one say with `attached.announce` where the
+    search rows begin. `begin()` does all three where a step has one batch and one process. The very first step takes
+    the bases from its gradients and changes no weight. Weight decay is made up for when a layer's basis is refreshed;
+    `catch_up()` does so at once, before the model is judged or saved.
 
     Raises GemstError when `projectors` lack a layer or leave less room than its subspaces take, or when the decay of
     one step would be the whole weight.
@@ -120,7 +120,11 @@ class Gems(torch.optim.Optimizer):
 
     @in_float32
     def prepare(self) -> None:
-        """Arm the layers whose basis is due, before the forward pass that their new basis is taken from."""
+        """Arm the layers whose basis is due, before the forward pass that their new basis is taken from.
+
+        Raises GemstError when `signals` do not say which tasks the step has.
+        """
+        self._check_said()
         first = self.needs_first_bases
         born = any(self._present()[task] for task in self._unborn)
         for place, (name, layer) in enumerate(self.attached.layers.items()):
@@ -132,6 +136,13 @@ class Gems(torch.optim.Optimizer):
             else:
                 momentum = self.state[layer.coefficients]["exp_avg"]
                 layer.sketch = warm_sketch(layer, whole(momentum), project, self.generator)
+
+    def _check_said(self) -> None:
+        if not any(self.signals.samples):
+            raise GemstError(
+                "nothing says how many targets of each task this step has",
+                "Set Gems.signals before Gems.prepare(), or call Gems.begin(...)",
+            )
 
     def begin(
         self,
@@ -187,15 +198,20 @@ class Gems(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         gradients = [local(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        self.attached.route.boundary = UNSAID  # the next step's rows are for its caller to say
-        if not gradients:
-            return loss
+        if gradients:
+            self._check_said()
+            self._update(gradients)
+        self.attached.route.boundary = UNSAID  # the next step's rows are for its caller to say, and its tasks
+        self.signals = Signals((0.0, 0.0), (0, 0))
+        return loss
+
+    def _update(self, gradients: list[Tensor]) -> None:
         if not self._finite(gradients):
             self.skip()
-            return loss
+            return
         if self.needs_first_bases:
             self.start()
-            return loss
+            return
         armed = all(layer.sketch is not None for layer in self.attached.layers.values())
         group = self.param_groups[0]
         if self.gate.config.kind == "heuristic":
@@ -215,7 +231,6 @@ class Gems(torch.optim.Optimizer):
             self._unborn = without_bases(self.attached.layers.values())
         for parameter in self.param_groups[1]["params"]:
             self._step_rows(parameter, self.param_groups[1])
-        return loss
 
     @in_float32
     def catch_up(self) -> None:

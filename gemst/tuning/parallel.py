@@ -87,12 +87,15 @@ def everywhere(flag: Tensor) -> bool:
 
 
 def on_first(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors by name; sharded ones are put together one at a time, on the CPU of process 0 alone."""
+    """Whole tensors by name, on the CPU of process 0 alone; sharded ones are put together one at a time.
+
+    What is whole and on the CPU already is not copied.
+    """
     gathered = {}
     for name, tensor in tensors.items():
         full = whole(tensor)
         if rank() == 0:
-            gathered[name] = full.cpu() if isinstance(tensor, DTensor) else full
+            gathered[name] = full.cpu()
     return gathered
 
 

@@ -171,6 +171,20 @@ def test_only_one_task(train: pl.DataFrame, prompter: Prompter) -> None:
     assert all(b.boundary == 0 and b.targets[0] == 0 for b in batches)
 
 
+def test_one_long_query_has_a_row_of_its_own(train: pl.DataFrame, prompter: Prompter) -> None:
+    """The other rows stay as short as a batch allows."""
+    number = train.with_row_index().filter(task="search")["index"][0]
+    long = pl.when(pl.int_range(pl.len()) == number).then(pl.lit("a bad old film " * 60)).otherwise("query")
+    lengths = []
+    for table in (train, train.with_columns(query=long)):
+        batches = chain(table, prompter, batch_tokens=64, chain_items=4)
+        rows = [row for batch in batches.plan(0) for row in batch]
+        lengths.append(sorted(sum(map(batches.length, row)) for row in rows))
+    assert lengths[1][-1] > 200
+    assert max(lengths[0]) <= 32
+    assert max(lengths[1][:-1]) <= 32
+
+
 def test_long_queries_are_spread_over_rows_that_fit_a_batch(train: pl.DataFrame, prompter: Prompter) -> None:
     asked = pl.when(pl.col("task") == "search").then(pl.lit("a bad old film " * 8)).otherwise("query")
     pages = train.with_columns(query=asked)

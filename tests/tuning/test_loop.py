@@ -112,11 +112,28 @@ def test_a_pass_that_is_no_number_is_skipped(tmp_path, train, prompter, method, 
 
     monkeypatch.setattr(ItemModel, "forward", forward)
     items, state, losses = run(tmp_path, train, prompter, method=method, scores=[i / 100 for i in range(1, 100)])
-    assert state.skipped == (1 if method == "gems" else 2)  # the first pass of gems is made again, no step is lost
+    assert state.skipped == 2  # of gems the pass that gives bases: the step's own takes its place
     assert state.curves[-1][0] == state.step
     assert all(parameter.isfinite().all() for parameter in items.parameters())
     assert losses[-1] < losses[1]
     assert ("steps/skipped", float(state.skipped)) in {(name, value) for _, name, value in state.curves}
+
+
+def test_a_step_of_one_task_logs_no_angle_between_two(tmp_path, train, prompter) -> None:
+    for table, angle in ((train, True), (train.filter(task="search"), False)):
+        folder = tmp_path / str(angle)
+        _, state, _ = run(folder, table, prompter, scores=[i / 100 for i in range(1, 100)])
+        assert ("cosine/rec_src" in {name for _, name, _ in state.curves}) == angle
+
+
+def test_a_process_that_does_not_see_the_best_weights_says_so(tmp_path, train, prompter) -> None:
+    items = ItemModel(llama(20 + ITEMS), 20, (ITEMS,), False)
+    method = make(Config.model_validate({"null_space": {"rule": "none"}, "tuning": {"rank": 8}}), items, tmp_path)
+    checkpoints = Checkpoints(tmp_path / "c", "x")
+    checkpoints.keep_best(State(), items, method)
+    checkpoints.restore_best(State(best_step=0), items, method)
+    with pytest.raises(GemstError, match=r"process 0 does not see .*best-00000007.*shared project folder"):
+        checkpoints.restore_best(State(best_step=7), items, method)
 
 
 def test_a_run_without_usable_gradients_ends(tmp_path, train, prompter, monkeypatch) -> None:

@@ -115,6 +115,14 @@ def test_surgery_sees_tasks_that_come_in_batches_of_their_own(tmp_path: Path, tr
     torch.testing.assert_close(*merged, atol=1e-6, rtol=1e-4)
 
 
+def test_coupled_rows_take_one_process(tmp_path: Path, train, prompter, monkeypatch) -> None:
+    items, method, batch = build(tmp_path, train, prompter)
+    method.attached.route.coupled = True
+    monkeypatch.setattr("gemst.tuning.methods.gems.world", lambda: 2)
+    with pytest.raises(GemstError, match="a pass of its own.*without torchrun"):
+        method.backward(torch.zeros(3), batch)
+
+
 def test_what_left_the_null_space_is_not_settled_away_and_certified(tmp_path: Path, train, prompter, tokenizer) -> None:
     """A fault beside the optimizer, on a model whose updates are otherwise exact."""
     from gemst.tuning import null_space

@@ -57,14 +57,23 @@ def test_start_is_popularity_at_the_mean_state_and_text_beside_it(build, encoder
     batch = batches.collate(np.argsort(batches.search, kind="stable"))
     before, counts = items.items_out.detach().clone(), torch.arange(7.0)
     with torch.no_grad():
-        states = items.states(batch)
+        states = items.states(batch) * output_scale(items.model)
     items.start_popular(counts, states, batch.level)
     for level, part in enumerate((slice(0, 4), slice(4, 7))):
-        mean = states[batch.level == level].mean(0) * output_scale(items.model)
+        mean = states[batch.level == level].mean(0)
         prior = torch.log1p(counts[part])
         torch.testing.assert_close(items.items_out[part] @ mean, prior - prior.mean(), atol=1e-4, rtol=1e-4)
         moved = items.items_out[part].detach() - before[part]
         torch.testing.assert_close(moved, (moved @ mean)[:, None] * mean / mean.dot(mean), atol=1e-4, rtol=1e-4)
+
+
+def test_states_and_base_may_lie_on_another_device_than_the_model() -> None:
+    """As where a GPU tunes what the CPU has made; `meta` refuses mixtures as a GPU does."""
+    model = llama(27).to("meta")
+    white = torch.eye(output_head(model).weight.shape[1])
+    items = ItemModel(model, 20, LEVELS, False, white)
+    items.start_popular(torch.arange(7.0), torch.randn(9, len(white)), torch.arange(9) % 2)
+    assert {items.items_out.device.type, items.white.device.type, items.rows_out().device.type} == {"meta"}
 
 
 @pytest.mark.parametrize("whole_vocabulary", [False, True])

@@ -95,12 +95,12 @@ def test_the_loss_falls() -> None:
         for _ in range(2 if optimizer.needs_first_bases else 1):
             first = optimizer.needs_first_bases
             attached.route.boundary = 2
+            optimizer.signals = Signals((1.0, 1.0), (2, 3))
             optimizer.prepare()
             loss = row_losses(model, batch).sum()
             loss.backward()
             if first:
                 optimizer.start()
-        optimizer.signals = Signals((1.0, 1.0), (2, 3))
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
@@ -272,6 +272,7 @@ def test_a_direction_without_history_takes_no_oversized_step() -> None:
     fresh = project(fresh)
     fresh -= layer.basis @ torch.linalg.lstsq(layer.basis, fresh).solution
     optimizer.refresh_every = 1
+    optimizer.signals = Signals((1.0, 1.0), (2, 3))
     optimizer.prepare()
     layer.sketch.right[:, columns] = fresh
     layer.sketch.right[:, layer.widths.columns("shared")] = layer.basis[:, layer.widths.columns("shared")]
@@ -280,6 +281,25 @@ def test_a_direction_without_history_takes_no_oversized_step() -> None:
     torch.testing.assert_close(
         state["exp_avg_sq"][:, columns], before[:, None].expand(-1, layer.widths.rec), rtol=1e-3, atol=1e-12
     )
+
+
+def test_a_step_whose_tasks_nobody_said_is_refused_and_one_alternating_task_a_step_gives_both_bases() -> None:
+    model, attached, optimizer, _ = build()
+    with pytest.raises(GemstError, match=r"nothing says how many targets.*Gems.signals before Gems.prepare"):
+        optimizer.prepare()
+    for number in range(6):
+        rec, src = ((5, 0), (0, 5))[number % 2]
+        optimizer.signals = Signals((1.0, 1.0), (rec, src))
+        optimizer.prepare()
+        attached.announce(rec, (rec, src))
+        row_losses(model, inputs(number)).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not optimizer._unborn
+    attached.announce(2, (2, 3))
+    row_losses(model, inputs(7)).mean().backward()
+    with pytest.raises(GemstError, match="nothing says"):
+        optimizer.step()
 
 
 def test_captured_energy_does_not_depend_on_clipping() -> None:
@@ -387,6 +407,7 @@ def test_what_is_left_unsaid_or_does_not_fit_is_named() -> None:
         row_losses(model, inputs(2))
     attached.announce(2, (2, 3))
     row_losses(model, inputs(2)).sum().backward()
+    optimizer.signals = Signals((1.0, 1.0), (2, 3))
     with pytest.raises(GemstError, match=r"not prepared for.*Gems.begin"):
         optimizer.step()
     null = dict(optimizer.projectors)

@@ -37,7 +37,15 @@ class GaloreMethod(FullMethod):
         low, rows = self._groups()
         low |= {"rank": tuning.rank, "update_proj_gap": tuning.refresh_every, "scale": tuning.scale, "proj_type": "std"}
         optimizer: torch.optim.Optimizer = GaLoreAdamW([low, rows], betas=tuning.betas, no_deprecation_warning=True)
+        optimizer.register_load_state_dict_post_hook(_projectors_home)
         return optimizer
+
+
+def _projectors_home(optimizer: torch.optim.Optimizer) -> None:
+    """Loading a state moves its tensors to their parameter's device, but not those inside GaLore's projectors."""
+    for parameter, state in optimizer.state.items():
+        if "projector" in state:
+            state["projector"].ortho_matrix = state["projector"].ortho_matrix.to(parameter.device)
 
 
 class SurgeryMethod(FullMethod):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from gemst.tuning.gates import Gate, Signals
 from gemst.tuning.methods import Facts
 from gemst.tuning.model import ItemModel
 from gemst.tuning.optimizer import Gems
-from gemst.tuning.parallel import local, mean_
+from gemst.tuning.parallel import local, mean_, world
 from gemst.tuning.subspace import attach, joined
 
 
@@ -68,6 +69,11 @@ class GemsMethod:
         if not self.attached.route.coupled:
             losses.sum().backward()
             return
+        if world() > 1:  # the second pass would go past what reduces gradients
+            raise GemstError(
+                "a Linear of this model sees only a part of the positions: each task takes a pass of its own",
+                "Start without torchrun, or leave that Linear out of tuning.modules",
+            )
         parts = (losses[: batch.targets[0]], losses[batch.targets[0] :])
         present = [task for task, part in enumerate(parts) if len(part)]
         for task in present:
@@ -112,7 +118,8 @@ class GemsMethod:
             if layer.shared_by_task is None:
                 continue
             rec, src = mean_(layer.shared_by_task).flatten(1)
-            cosine = float(torch.nn.functional.cosine_similarity(rec, src, dim=0))
+            both = bool(rec.any()) and bool(src.any())  # a task alone has no angle
+            cosine = float(torch.nn.functional.cosine_similarity(rec, src, dim=0)) if both else math.nan
             rows.append(
                 {"module": name, "cosine": cosine, "energy_shared": self.optimizer.energy.get(name, float("nan"))}
             )
@@ -121,7 +128,7 @@ class GemsMethod:
         scalars = {
             "gate/rec": self.optimizer.gates[0],
             "gate/src": self.optimizer.gates[1],
-            "cosine/rec_src": sum(float(row["cosine"]) for row in rows) / max(len(rows), 1),
+            "cosine/rec_src": sum(float(row["cosine"]) for row in rows) / len(rows) if rows else math.nan,
         }
         if energy:
             scalars["energy/shared"] = sum(energy) / len(energy)

@@ -34,7 +34,7 @@ class PlainMethod:
         ]
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self._groups(), betas=self.tuning.betas)
+        return torch.optim.AdamW(self._groups(), betas=self.tuning.betas, fused=True)
 
     def prepare(self, targets: tuple[int, int], observe: bool) -> None:
         """Nothing to do."""
