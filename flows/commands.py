@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 # What DVC repeats after every stage; in the log of a flow it hides the rest.
 _HINT = re.compile(
@@ -26,9 +29,11 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """The line that says why it failed: gemst's own, else the last one."""
+        """The line that says why it failed: gemst's own, else DVC's first error, else the last one."""
         own = [line.removeprefix("gemst: ") for line in self.lines if line.startswith("gemst: ")]
-        return (own or [line for line in self.lines if line.strip()] or [f"exit status {self.status}"])[-1]
+        dvc = [line.removeprefix("ERROR: ") for line in self.lines if line.startswith("ERROR: ")]
+        said = [line for line in self.lines if line.strip()]
+        return (own[-1:] or dvc[:1] or said[-1:] or [f"exit status {self.status}"])[0]
 
 
 def run(
@@ -72,14 +77,22 @@ def run(
 
 @contextmanager
 def _ended(child: subprocess.Popen[str]) -> Iterator[None]:
-    """Leave no child behind, whatever interrupts us."""
+    """Leave no child behind, nor a child of its own (DVC starts the stage), whatever interrupts us."""
     try:
         yield
     finally:
         if child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            first = psutil.Process(child.pid)
+            family = [first, *first.children(recursive=True)]
+            _, alive = psutil.wait_procs(family, timeout=3)  # Ctrl-C has reached all of them: let them end
+            for stop in (psutil.Process.terminate, psutil.Process.kill):
+                for process in alive:
+                    with suppress(psutil.NoSuchProcess):
+                        stop(process)
+                _, alive = psutil.wait_procs(alive, timeout=20)
+            child.wait()
+
+
+def stop_cleanly() -> None:
+    """Let SIGTERM end this program as Ctrl-C does: what it has started is ended, what it was writing is put right."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

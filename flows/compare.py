@@ -20,6 +20,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.cells import run_cell
+from flows.commands import stop_cleanly
 from gemst import config
 from gemst.errors import GemstError
 from gemst.evaluation import study as studies
@@ -167,6 +168,7 @@ def write_page(study: Study, path: Path) -> None:
 
 def main() -> int:
     """Run the study here and now."""
+    stop_cleanly()
     parser = argparse.ArgumentParser(
         prog="python -m flows.compare", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )

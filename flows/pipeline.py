@@ -7,10 +7,13 @@ a stage with nothing to do ends in the state "Unchanged". There is no second cac
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -18,7 +21,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
 
 from flows import data_docs
-from flows.commands import Outcome, run
+from flows.commands import Outcome, run, stop_cleanly
 from gemst import assets, config, layout
 from gemst.errors import GemstError
 from gemst.files import read_json
@@ -27,8 +30,10 @@ from gemst.progress import duration, summary_path
 UNCHANGED = "Unchanged"
 RESTORED = "Restored"
 
-# What another attempt can mend: the network, and another DVC at work in this folder. Nothing else is tried again.
-_PASSING = ("cannot be downloaded", "Unable to acquire lock")
+# What another attempt can mend: the network, and another DVC at work in this folder (its lock while it plans, those of
+# single files while a stage runs). Nothing else is tried again.
+_LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
+_PASSING = ("cannot be downloaded", *_LOCKED)
 
 
 def _may_pass(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -38,7 +43,7 @@ def _may_pass(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> boo
 def _settled(outcome: Outcome, unchanged: bool, name: str = "Completed") -> State[Any]:
     """The state a command's end stands for. A failure is returned, not raised: its message says it all."""
     if outcome.status != 0:
-        locked = next((line for line in outcome.lines if _PASSING[1] in line), None)
+        locked = next((line for line in outcome.lines if any(sign in line for sign in _LOCKED)), None)
         return Failed(message=locked or outcome.reason)
     return Completed(name=UNCHANGED if unchanged else name, message="nothing to do" if unchanged else None)
 
@@ -53,7 +58,7 @@ def fetch() -> State[Any]:
     outcome = run("gemst.cli", "fetch", say=say)
     unchanged = outcome.status == 0 and set(_summary("fetch").get("written", {}).values()) == {assets.UNCHANGED}
     if outcome.status == 0 and Path("data.dvc").exists():
-        outcome = run("dvc", "commit", "--quiet", "--force", "data.dvc", say=say)
+        outcome = run("dvc", "commit", "--force", "data.dvc", say=say)
     return _settled(outcome, unchanged)
 
 
@@ -88,6 +93,30 @@ def pipeline() -> State[Any]:
         config.load()
     except GemstError as error:
         return Failed(message=str(error))
+    with alone():
+        return _chain()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Wait until no other pipeline is at work in this folder: whichever deployment, or `make demo`, it is of.
+
+    DVC's locks keep two runs of one stage apart, not one run's results from another's model.
+    """
+    layout.ARTIFACTS.mkdir(exist_ok=True)
+    lock = FileLock(layout.ARTIFACTS / ".pipeline.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        get_run_logger().info("another pipeline is at work in this folder: waiting for it to end")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _chain() -> State[Any]:
     states: dict[str, str] = {}
     for name in ("fetch", *stages(), "register"):
         step = {"fetch": fetch, "register": register}.get(name)
@@ -181,6 +210,7 @@ def show(states: dict[str, str]) -> None:
 
 def main() -> int:
     """Run the flow here and now; its API is the one of PREFECT_API_URL or a server that lives as long as the flow."""
+    stop_cleanly()
     state: State[Any] = pipeline(return_state=True)
     if not state.is_completed():
         print(f"pipeline: {state.message}", file=sys.stderr)

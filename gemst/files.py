@@ -32,7 +32,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; swap it for `path` on success, remove it on failure."""
+    """Yield an empty temporary folder beside `path`; swap it for `path` on success, remove it on failure.
+
+    Interrupted between the swap's two renames, the old folder goes back to its place.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     temporary.chmod(0o755)
@@ -43,6 +46,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             path.rename(retired)
         temporary.rename(path)
     finally:
+        if retired.exists() and not path.exists():
+            retired.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
 

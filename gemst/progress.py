@@ -6,6 +6,7 @@ one plain line every ten seconds instead.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -77,11 +78,13 @@ def stage(name: str, shown: bool = True) -> Iterator[Summary]:
 class Progress:
     """Progress of a loop: `with Progress("tuning", total=800) as progress: progress.advance("loss 7.1")`.
 
-    `total` may be changed while it runs; None means unknown. Nothing is shown for work that ends within two seconds.
+    `total` may be changed while it runs; None means unknown. Nothing is shown for work that ends within two seconds,
+    nor by other processes of a launcher than its first.
     """
 
     def __init__(self, label: str, total: int | None = None, done: int = 0, shown: bool = True) -> None:
-        self.label, self.total, self.done, self.shown = label, total, done, shown
+        self.label, self.total, self.done = label, total, done
+        self.shown = shown and os.environ.get("RANK", "0") == "0"
         self._bar: Bar | None = None
         self._began = self._last = time.monotonic()
         self._first = done

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gemst import layout
-from gemst.files import sha256
+from gemst.files import read_json, sha256
+
+if TYPE_CHECKING:
+    from gemst.config import Config
 
 # Written about models, not read by what makes them: a study's own results would call its next cell changed.
-_ASIDE = (":(exclude)docs", ":(exclude)configs", ":(exclude)benchmarks/results")
+_ASIDE = tuple(f":(top,exclude){path}" for path in ("docs", "configs", "benchmarks/results"))
 
 
 def dvc_hashes() -> dict[str, str]:
@@ -32,17 +37,33 @@ def code_tags() -> dict[str, str]:
     try:
         commit, status = (
             subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "--", ".", *_ASIDE))
+            for words in (
+                ("rev-parse", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *_ASIDE),
+            )
         )
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(status)).lower()}
 
 
-def fingerprint() -> str:
-    """One hash over the model's files and its results: equal artefacts are the same version."""
+def of_model(folder: Path = layout.MODEL) -> str:
+    """One hash over a model's files."""
     digest = hashlib.sha256()
-    files = sorted(path for path in layout.MODEL.rglob("*") if path.is_file())
-    for path in [*files, layout.EVALUATION / "metrics.json"]:
-        digest.update(f"{path.relative_to(layout.ARTIFACTS).as_posix()} {sha256(path)}\n".encode())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def of_examples(config: Config) -> str:
+    """One hash over what a score is of: the test examples, the catalogue, whether items of the past count."""
+    files = [sha256(path) for path in (layout.EXAMPLES / "test.parquet", layout.VALIDATED / "items.parquet")]
+    return hashlib.sha256(json.dumps([*files, config.evaluation.exclude_seen]).encode()).hexdigest()
+
+
+def fingerprint() -> str:
+    """One hash over the model and its results, the seconds they took apart: equal artefacts are the same version."""
+    results = {
+        name: value for name, value in read_json(layout.EVALUATION / "metrics.json").items() if name != "seconds"
+    }
+    return hashlib.sha256(json.dumps([of_model(), results], sort_keys=True).encode()).hexdigest()

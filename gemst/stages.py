@@ -7,6 +7,7 @@ takes the whole Config, works in the current folder (gemst/layout.py says where)
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemst import layout
@@ -196,7 +197,7 @@ def evaluate(config: Config) -> Summary:
 
     Under torchrun or accelerate launch the processes share the model's rankings, and the first alone writes.
     """
-    from gemst import backbone
+    from gemst import backbone, provenance
     from gemst.data import general_text, tables
     from gemst.evaluation import report
     from gemst.evaluation.drift import drift
@@ -232,7 +233,8 @@ def evaluate(config: Config) -> Summary:
         )  # fmt: skip
         if processes.first:
             with atomic_folder(layout.EVALUATION) as folder:
-                write_json(folder / "metrics.json", result.metrics)
+                of = {"model": provenance.of_model(), "examples": provenance.of_examples(config)}
+                write_json(folder / "metrics.json", result.metrics | {"of": of})
                 result.per_query.write_parquet(folder / "per_query.parquet")
                 report.write(
                     folder, result, items=items, test=frames["test"], tuning=layout.TUNING,
@@ -245,28 +247,44 @@ def evaluate(config: Config) -> Summary:
 
 
 def register(config: Config) -> Summary:
-    """Log the run, register the model version, move the champion if the joint score rose."""
+    """Log the run, register the model version, move the champion if the joint score rose.
+
+    Where the champion's score is of other examples (a new night, other logs), it is measured on the present ones first.
+    """
     from gemst import registry
 
     with stage("register") as summary:
         require(layout.EVALUATION / "metrics.json", made_by="gemst evaluate")
-        registered = registry.register(config)
+        registered = registry.register(config, lambda folder: _joint(config, folder))
         if registered.version is None:
             summary.written["run"] = registered.run_id
             summary.notes.append("results logged, no model version (registry.model_name is null)")
             return summary
-        role = "champion" if registered.champion else "challenger"
         summary.written |= {"model": str(config.registry.model_name), "version": str(registered.version)}
         summary.notes.append(
-            f"{config.registry.model_name} version {registered.version} is {role}, joint NDCG@10 {registered.joint:.4f}"
+            f"{config.registry.model_name} version {registered.version} is {registered.role}, "
+            f"joint NDCG@10 {registered.joint:.4f} ({registered.judged})"
         )
     return summary
+
+
+def _joint(config: Config, model: Path) -> float:
+    """Joint NDCG@10 of another model on the present test examples."""
+    from gemst import backbone
+    from gemst.evaluation.run import joint_score
+    from gemst.ranking import rank
+
+    train, valid, test = (_examples(name) for name in ("train", "valid", "test"))
+    _set_threads(config)
+    tuned = backbone.load_tuned(model)
+    return joint_score(
+        config, train, valid, test, lambda examples, k, seen: rank(tuned, examples, k, config.ranking, seen)
+    )
 
 
 def append(config: Config) -> Summary:
     """Give the champion today's catalogue without training: new items get IDs, items that are gone are retired."""
     import tempfile
-    from pathlib import Path
 
     from gemst import registry
     from gemst.data import tables
@@ -275,13 +293,13 @@ def append(config: Config) -> Summary:
     with stage("append") as summary, tempfile.TemporaryDirectory() as scratch:
         items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
         events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
-        model = registry.champion(config)
+        champion = registry.champion(config)
         summary.read["items"] = len(items)
-        grown = grow(model, items, events, config, Path(scratch) / "model")
+        grown = grow(champion.folder, items, events, config, Path(scratch) / "model")
         summary.written |= {"new": grown.new, "retired": grown.retired}
         if grown.new or grown.retired:
-            registered = registry.succeed(config, Path(scratch) / "model")
-            ids = registry.champion(config) / "item_ids"
+            registered = registry.succeed(config, Path(scratch) / "model", champion)
+            ids = registry.champion(config).folder / "item_ids"
             summary.written |= {"model": str(config.registry.model_name), "version": str(registered.version)}
             summary.notes.append(f"champion is version {registered.version}; to train on these IDs: extends {ids}")
         else:

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from gemst import backbone, item_ids, layout
 from gemst.config import Config
 from gemst.files import write_json
+from gemst.provenance import of_model
 
 ITEMS = pl.DataFrame(
     {
@@ -53,14 +54,16 @@ def make_model(folder: Path, ids: Path, seed: int = 0) -> None:
     shutil.copytree(ids, folder / "item_ids")
 
 
-def write_results(joint: float) -> None:
-    """What `gemst evaluate` leaves behind."""
+def write_results(joint: float, examples: str = "these", seconds: float = 1.0) -> None:
+    """What `gemst evaluate` leaves behind; `examples` stands for their hash."""
     write_json(
         layout.EVALUATION / "metrics.json",
         {
             "model": {"search": {"ndcg@10": 0.25, "hit@1": 0.1}, "joint": joint},
             "references": {"bm25": {"search": {"ndcg@10": 0.125}}},
             "counts": {"search": 3},
+            "seconds": {"model": seconds},
+            "of": {"model": of_model(), "examples": examples},
         },
     )
     pl.DataFrame({"row": [0], "ndcg@10": [0.25]}).write_parquet(layout.EVALUATION / "per_query.parquet")

@@ -1,6 +1,7 @@
 """Nobody ever meets half a file."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,22 @@ def test_a_failed_folder_leaves_the_old_folder_and_no_trace(tmp_path):
         raise KeyboardInterrupt
     assert [p.name for p in folder.iterdir()] == ["two"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupted_swap_leaves_the_old_folder(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept").touch()
+    real = Path.rename
+
+    def rename(self, target):
+        if target == tmp_path / "out" and not self.name.endswith(".old"):
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt), files.atomic_folder(tmp_path / "out") as folder:
+        (folder / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "kept"]
 
 
 def test_others_may_read_what_is_written(tmp_path):

@@ -114,7 +114,7 @@ def test_an_appended_item_is_searched_for_and_the_champion_keeps_its_score(ran, 
     monkeypatch.chdir(tmp_path)
     from gemst import registry
 
-    before = registry.register(config)
+    before = registry.register(config, lambda folder: 0.0)
     assert stages.append(config).notes == ["the champion has these items already"]
     items = pl.read_parquet(layout.VALIDATED / "items.parquet")
     new = items[:1].with_columns(item_id=pl.lit("fresh"), title=pl.lit("the old comedy film"))
@@ -122,7 +122,7 @@ def test_an_appended_item_is_searched_for_and_the_champion_keeps_its_score(ran, 
     summary = stages.append(config)
     assert (summary.written["new"], summary.written["retired"]) == (1, 1)
     assert summary.written["version"] == str(before.version + 1)
-    ids = item_ids.load(registry.champion(config) / "item_ids")
+    ids = item_ids.load(registry.champion(config).folder / "item_ids")
     published = item_ids.load(layout.ITEM_IDS)
     assert ids.item_id == [*published.item_id, "fresh"]
     assert (ids.codes[:12] == published.codes).all()
@@ -133,7 +133,8 @@ def test_an_appended_item_is_searched_for_and_the_champion_keeps_its_score(ran, 
 
     version = connect().get_model_version_by_alias("gemst", "champion")
     assert version.run_id == before.run_id
-    assert version.tags == {"gemst.joint": repr(before.joint), "gemst.appended_to": str(before.version)}
+    assert version.tags["gemst.joint"] == repr(before.joint)
+    assert version.tags["gemst.appended_to"] == str(before.version)
 
 
 def test_identifiers_are_built_though_mlflow_cannot_be_used(ran: Path, config, tmp_path, monkeypatch) -> None:
@@ -189,3 +190,14 @@ def test_bad_requests_name_the_bound(ran: Path, config, monkeypatch, user, query
     monkeypatch.chdir(ran)
     with pytest.raises(GemstError, match=says):
         champion.recommend(config, user, k) if query is None else champion.search(config, user, query, k)
+
+
+def test_a_champion_of_other_examples_is_measured_as_evaluate_would(ran, config, tmp_path, monkeypatch) -> None:
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    assert "is champion" in stages.register(config).notes[0]
+    met = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"exclude_seen": False})})
+    stages.evaluate(met)
+    joint = read_json(layout.EVALUATION / "metrics.json")["model"]["joint"]
+    (note,) = stages.register(met).notes  # the same model: not better than itself
+    assert f"is challenger, joint NDCG@10 {joint:.4f} (champion version 1 had {joint:.4f} on the same examples)" in note

@@ -107,6 +107,16 @@ def evaluate(
     return Evaluation(metrics, per_query, rankings)
 
 
+def joint_score(config: Config, train: pl.DataFrame, valid: pl.DataFrame, test: pl.DataFrame, rank: Rank) -> float:
+    """What `evaluate` calls the model's joint score, without anything beside it."""
+    k = int(HEADLINE.split("@")[1])
+    seen = seen_items(test, [train, valid]) if config.evaluation.exclude_seen else None
+    scores = table_of_metrics(rank(test, k, seen), relevant_items(test), (k,))
+    tasks = test.select("task").with_row_index("row")
+    per_query = scores.join(tasks, on="row", how="left").with_columns(ranker=pl.lit(MODEL), protocol=pl.lit(FULL))
+    return float(summary(per_query)[FULL][MODEL]["joint"])
+
+
 def summary(per_query: pl.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
     """Means: protocol -> ranker -> task -> metric, and ranker -> joint where both tasks were measured."""
     names = [name for name in per_query.columns if name.split("@")[0] in METRICS]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gemst.backbone import item_logits
 from gemst.errors import GemstError
+from gemst.progress import track
 from gemst.ranking.beams import BeamSearch
 from gemst.ranking.context import encode
 
@@ -38,7 +39,7 @@ def rank(
     beams = None if len(tuned.ids.level_sizes) == 1 else BeamSearch(tuned, max(ranking.beams, k))
     rows, items, scores = [], [], []
     with torch.inference_mode():
-        for batch in batches(prompts, ranking.batch_size):
+        for batch in track(batches(prompts, ranking.batch_size), "ranking", -(-len(prompts) // ranking.batch_size)):
             local, left_out = _of_batch(batch, seen_rows, seen_items)
             chosen = [prompts[i] for i in batch]
             found, value = (

@@ -10,47 +10,42 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemst import layout
 from gemst.errors import GemstError
 from gemst.files import read_json, require
-from gemst.provenance import dvc_hashes, fingerprint
+from gemst.provenance import dvc_hashes, fingerprint, of_model
 from gemst.registry.runs import start_run
-from gemst.registry.store import (
-    as_metrics,
-    connect,
-    explained,
-    log_metrics,
-    metric_name,
-    no_model,
-    summary_metrics,
+from gemst.registry.store import as_metrics, connect, explained, log_metrics, metric_name, summary_metrics
+from gemst.registry.versions import (
+    EXAMPLES,
+    FINGERPRINT,
+    JOINT,
+    JUDGED,
+    Champion,
+    Registered,
+    Rescore,
+    alias,
+    champion,
+    crown,
+    new_version,
+    role,
+    succeed,
 )
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
-    from mlflow.entities.model_registry import ModelVersion
 
     from gemst.config import Config
 
-CHAMPION, CHALLENGER = "champion", "challenger"
-FINGERPRINT, JOINT, CURVES = "gemst.fingerprint", "gemst.joint", "gemst.curves"
-APPENDED = "gemst.appended_to"
+__all__ = ["Champion", "LiveRun", "Registered", "champion", "live", "per_query", "register", "succeed"]
+
+CURVES = "gemst.curves"
 
 _FLUSH_EVERY = 2.0  # seconds between writes of live metrics
-
-
-@dataclass(frozen=True)
-class Registered:
-    """A model version (None: the results alone were logged), its run, whether it is the champion, its joint score."""
-
-    version: int | None
-    run_id: str
-    champion: bool
-    joint: float
 
 
 class LiveRun:
@@ -100,15 +95,19 @@ def live(config: Config) -> Iterator[LiveRun]:
             client.set_terminated(run.run_id, status)
 
 
-def register(config: Config) -> Registered:
+def register(config: Config, rescore: Rescore) -> Registered:
     """Log results and artefacts to the model's run, make a model version of it, and move the champion if it is better.
 
-    Reads the artefacts of layout.py. Registering the same artefacts again changes nothing and returns their version.
-    Raises GemstError when an artefact is missing or the database cannot be used.
+    Reads the artefacts of layout.py. Registering the same artefacts again makes nothing new: it finishes what was
+    interrupted, and returns their version. `rescore` measures a champion whose score is of other examples.
+    Raises GemstError when an artefact is missing, the results are another model's, or the database cannot be used.
     """
     results = require(layout.EVALUATION / "metrics.json", made_by="gemst evaluate")
     require(layout.MODEL / "gemst.json", made_by="gemst tune")
     metrics = read_json(results)
+    measured = metrics.get("of", {})
+    if measured.get("model") != of_model():
+        raise GemstError(f"{results} is of another model than {layout.MODEL}", "Run `gemst evaluate` first")
     joint = float(metrics["model"]["joint"])
     mark = fingerprint()
     with explained():
@@ -117,48 +116,16 @@ def register(config: Config) -> Registered:
         if name is None:
             run_id = _run_of_model(client, config, mark)
             _log_results(client, run_id, metrics)
-            return Registered(None, run_id, False, joint)
-        for version in client.search_model_versions(f"name = '{name}'"):
-            if version.run_id and version.tags.get(FINGERPRINT) == mark:
-                champion = _alias(client, name, CHAMPION)
-                is_champion = champion is not None and int(champion.version) == int(version.version)
-                return Registered(int(version.version), version.run_id, is_champion, float(version.tags[JOINT]))
-        run_id = _run_of_model(client, config, mark)
-        _log_results(client, run_id, metrics)
-        version = _new_version(client, config, name, run_id, {FINGERPRINT: mark, JOINT: repr(joint)})
-        return Registered(int(version.version), run_id, _crown(client, name, version, joint), joint)
-
-
-def succeed(config: Config, model: Path) -> Registered:
-    """Make `model`, the champion with other items (`gemst.tuning.append`), a version in its place.
-
-    It is the same run's, with the same joint score: nothing was trained. The tag gemst.appended_to names the version
-    it grew from. Raises GemstError when there is no champion or the database cannot be used.
-    """
-    with explained():
-        name = _model_name(config)
-        client = connect(absent=no_model(name))
-        before = _alias(client, name, CHAMPION)
-        if before is None or before.run_id is None:
-            raise no_model(name)
-        joint = before.tags[JOINT]
-        version = _new_version(
-            client, config, name, before.run_id, {JOINT: joint, APPENDED: str(before.version)}, model
-        )
-        client.set_registered_model_alias(name, CHAMPION, version.version)
-        return Registered(int(version.version), before.run_id, True, float(joint))
-
-
-def champion(config: Config) -> Path:
-    """The folder of the champion's model, as `gemst tune` wrote it. Raises GemstError when there is none."""
-    with explained():
-        name = _model_name(config)
-        client = connect(absent=no_model(name))
-        if _alias(client, name, CHAMPION) is None:
-            raise no_model(name)
-        import mlflow
-
-        return Path(mlflow.artifacts.download_artifacts(f"models:/{name}@{CHAMPION}")) / "artifacts" / "model"
+            return Registered(None, run_id, None, joint)
+        known = client.search_model_versions(f"name = '{name}'")
+        version = next((one for one in known if one.run_id and one.tags.get(FINGERPRINT) == mark), None)
+        if version is None:
+            run_id = _run_of_model(client, config, mark)
+            _log_results(client, run_id, metrics)
+            tags = {FINGERPRINT: mark, JOINT: repr(joint), EXAMPLES: measured["examples"]}
+            version = new_version(client, config, name, run_id, tags)
+        words = version.tags.get(JUDGED) or crown(client, name, version, rescore)
+        return Registered(int(version.version), str(version.run_id), role(client, name, version), joint, words)
 
 
 def per_query(config: Config, run: str) -> Path:
@@ -175,7 +142,7 @@ def per_query(config: Config, run: str) -> Path:
             name = config.registry.model_name
             version = None
             if name is not None:
-                version = client.get_model_version(name, run) if run.isdigit() else _alias(client, name, run)
+                version = client.get_model_version(name, run) if run.isdigit() else alias(client, name, run)
             run_id = run if version is None else version.run_id
             return Path(
                 mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="evaluation/per_query.parquet")
@@ -189,12 +156,6 @@ def _unknown(run: str) -> GemstError:
         f"{run!r} names no evaluated run",
         "Give a run id, a model version, `champion` or a folder; `make ui` lists the runs",
     )
-
-
-def _model_name(config: Config) -> str:
-    if config.registry.model_name is None:
-        raise GemstError("registry.model_name is null: there is no model to look for", "Name one in params.yaml")
-    return config.registry.model_name
 
 
 def _run_of_model(client: MlflowClient, config: Config, mark: str) -> str:
@@ -253,59 +214,3 @@ def _log_results(client: MlflowClient, run_id: str, metrics: dict[str, Any]) -> 
     for name in ("dvc.lock", "params.yaml"):
         if Path(name).exists():
             client.log_artifact(run_id, name)
-
-
-def _new_version(
-    client: MlflowClient, config: Config, name: str, run_id: str, tags: dict[str, str], model: Path = layout.MODEL
-) -> ModelVersion:
-    """Log the model as code plus safetensors, and register it."""
-    import mlflow
-
-    import gemst
-    from gemst import serving
-    from gemst.progress import Progress
-
-    items = require(layout.VALIDATED / "items.parquet", made_by="gemst validate")
-    with Progress("logging the model") as progress, mlflow.start_run(run_id=run_id), _quiet():
-        progress.advance(by=0)
-        logged = mlflow.pyfunc.log_model(
-            name=name,
-            python_model=str(Path(serving.__file__).with_name("model.py")),
-            artifacts={"model": str(model), "items": str(items)},
-            model_config={"ranking": config.ranking.model_dump(), "exclude_seen": config.evaluation.exclude_seen},
-            pip_requirements=[f"gemst=={gemst.__version__}"],
-        )
-    with contextlib.suppress(mlflow.exceptions.MlflowException):  # it is there already
-        client.create_registered_model(name, description="Search and recommendation with one generative model")
-    return client.create_model_version(
-        name, source=logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id, await_creation_for=60
-    )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep MLflow's remarks about input examples and type hints out of the log."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _crown(client: MlflowClient, name: str, version: ModelVersion, joint: float) -> bool:
-    """Give the version its alias: champion if its joint score is higher than the champion's, else challenger."""
-    champion = _alias(client, name, CHAMPION)
-    better = champion is None or joint > float(champion.tags.get(JOINT, "-inf"))
-    client.set_registered_model_alias(name, CHAMPION if better else CHALLENGER, version.version)
-    return better
-
-
-def _alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise

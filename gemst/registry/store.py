@@ -10,6 +10,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemst import layout
@@ -131,18 +132,16 @@ def no_model(name: str) -> GemstError:
     )
 
 
-def is_local() -> bool:
-    import mlflow
-
-    return bool(mlflow.get_tracking_uri().startswith("sqlite"))
-
-
 def experiment(client: MlflowClient, name: str) -> str:
     """The id of an experiment, made where it is missing. Raises GemstError when it is deleted."""
+    import mlflow
+
     found = client.get_experiment_by_name(name)
     if found is None:
-        # Said once and for all: MLflow's UI would otherwise put the artefacts where it was started.
-        location = (layout.MLRUNS / "artifacts").resolve().as_uri() if is_local() else None
+        # Said once and for all, beside the database: MLflow would otherwise put the artefacts where it was started.
+        uri = mlflow.get_tracking_uri()
+        local = uri.startswith("sqlite:///")
+        location = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").resolve().as_uri() if local else None
         made: str = client.create_experiment(name, artifact_location=location)
         return made
     if found.lifecycle_stage == "deleted":

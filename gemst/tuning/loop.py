@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -99,6 +100,8 @@ def train(
     stream = _stream(batches, state, tuning.accumulate)
     began, timed = time.perf_counter() - state.seconds, 0.0
     timed_from = state.step + _TIMED_STEPS // 4  # the first steps of a process are slower than the rest
+    for step, at_once in groupby(state.curves, key=lambda point: point[0]):  # of a resumed run: this log is a new one
+        log(step, {name: value for _, name, value in at_once})
     if state.best_step is None:  # what tuning starts from is the first thing to beat
         scores = validate()
         _judge(state, scores["valid/joint"], checkpoints, items, method)

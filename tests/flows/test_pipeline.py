@@ -1,16 +1,20 @@
 """The flow over a real DVC project, and its deployments on a real Prefect server."""
 
+import contextlib
+import contextvars
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -144,6 +148,61 @@ def test_output_is_streamed_while_the_command_runs(tmp_path, monkeypatch):
     )
     outcome = commands.run("slow", say=lambda line: (tmp_path / "heard").touch())
     assert outcome == commands.Outcome(0, ("one", "two"))
+
+
+def test_what_it_started_ends_with_it_children_of_children_too(tmp_path, monkeypatch):
+    """As DVC starts a stage: SIGTERM to the outer program alone must not leave a tuning behind."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inner.py").write_text(
+        "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    (tmp_path / "outer.py").write_text("import subprocess, sys\nsubprocess.run([sys.executable, 'inner.py'])\n")
+    (tmp_path / "whole.py").write_text(
+        "from flows import commands\ncommands.stop_cleanly()\ncommands.run('outer', say=print)\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    whole = subprocess.Popen([sys.executable, "whole.py"], env=os.environ | {"PYTHONPATH": f"{root}:{tmp_path}"})
+    pid = tmp_path / "pid"
+    for _ in range(600):
+        if pid.exists() and pid.read_text():
+            break
+        time.sleep(0.1)
+    inner = psutil.Process(int(pid.read_text()))
+    whole.terminate()
+    whole.wait(timeout=60)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        inner.wait(timeout=10)
+    assert not inner.is_running()
+
+
+BUSY = (
+    "Running stage 'tune':", "ERROR: '/x/artifacts/model' is busy, it is being blocked by:", "  (PID 7): dvc repro",
+    "", "If there are no processes with such PIDs, you can manually remove '/x/.dvc/tmp/rwlock' and try again.",
+)  # fmt: skip
+
+
+def test_a_lock_of_another_dvc_is_waited_for_and_never_called_removable():
+    state = pipeline._settled(commands.Outcome(1, BUSY), unchanged=False)
+    assert state.message == BUSY[1]
+    assert pipeline._may_pass(pipeline.run_stage, None, state)
+    broken = pipeline._settled(commands.Outcome(1, ("ERROR: no such stage", "hint")), unchanged=False)
+    assert broken.message == "no such stage"
+    assert not pipeline._may_pass(pipeline.run_stage, None, broken)
+
+
+@pytest.mark.usefixtures("prefect_api", "outer_commands")
+def test_a_second_pipeline_in_one_folder_waits_for_the_first(project):
+    done, held = [], pipeline.FileLock(project / "artifacts" / ".pipeline.lock", is_singleton=False)
+    (project / "artifacts").mkdir(exist_ok=True)
+    with held:
+        here = contextvars.copy_context()
+        second = threading.Thread(target=lambda: done.append(here.run(pipeline.pipeline, return_state=True)))
+        second.start()
+        second.join(timeout=8)
+        assert not (project / "one.json").exists()
+        assert not done
+    second.join(timeout=120)
+    assert done[0].is_completed()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 import subprocess
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -12,10 +13,19 @@ from gemst import layout, registry
 from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.files import read_json, write_json
+from gemst.provenance import code_tags
 from gemst.registry.store import metric_name, summary_metrics
 from tests.small_run import make_model, write_results
 
 CONFIG = Config()
+
+
+def unasked(folder: Path) -> float:
+    pytest.fail(f"{folder} was measured again")
+
+
+def register(rescore=unasked) -> registry.Registered:
+    return registry.register(CONFIG, rescore)
 
 
 def client() -> MlflowClient:
@@ -24,8 +34,8 @@ def client() -> MlflowClient:
 
 
 def test_register_makes_a_run_with_the_numbers_of_metrics_json(artifacts):
-    registered = registry.register(CONFIG)
-    assert (registered.version, registered.champion, registered.joint) == (1, True, 0.25)
+    registered = register()
+    assert (registered.version, registered.role, registered.joint) == (1, "champion", 0.25)
     run = client().get_run(registered.run_id)
     for name, value in summary_metrics(read_json(layout.EVALUATION / "metrics.json")).items():
         assert run.data.metrics[metric_name(name)] == value
@@ -43,39 +53,109 @@ def test_register_makes_a_run_with_the_numbers_of_metrics_json(artifacts):
 
 
 def test_registering_the_same_artefacts_again_changes_nothing(artifacts):
-    first = registry.register(CONFIG)
-    assert registry.register(CONFIG) == first
+    first = register()
+    assert register() == first
     assert len(client().search_model_versions("name = 'gemst'")) == 1
 
 
 def test_champion_moves_only_when_the_joint_score_rises(artifacts):
-    registry.register(CONFIG)
+    register()
     write_results(joint=0.2)
-    worse = registry.register(CONFIG)
-    assert (worse.version, worse.champion) == (2, False)
+    worse = register()
+    assert (worse.version, worse.role) == (2, "challenger")
     assert int(client().get_model_version_by_alias("gemst", "champion").version) == 1
     assert int(client().get_model_version_by_alias("gemst", "challenger").version) == 2
     write_results(joint=0.25)
-    equal = registry.register(CONFIG)
+    equal = register()
     assert equal.version == 1  # these very artefacts are registered
     write_results(joint=0.3)
-    better = registry.register(CONFIG)
-    assert (better.version, better.champion) == (3, True)
+    better = register()
+    assert (better.version, better.role) == (3, "champion")
     assert int(client().get_model_version_by_alias("gemst", "champion").version) == 3
 
 
 def test_another_model_with_equal_results_is_another_version(artifacts):
-    registry.register(CONFIG)
+    register()
     shutil.rmtree(layout.MODEL)
     make_model(layout.MODEL, layout.ITEM_IDS, seed=1)
-    assert registry.register(CONFIG).version == 2
+    with pytest.raises(GemstError, match=r"metrics.json is of another model.*Run `gemst evaluate` first"):
+        register()
+    write_results(joint=0.25)
+    assert register().version == 2
+
+
+def test_seconds_make_no_version(artifacts):
+    register()
+    write_results(joint=0.25, seconds=2.0)
+    assert register().version == 1
+
+
+def test_a_champion_of_other_examples_is_measured_again_on_these(artifacts):
+    """Yesterday's 0.25 says nothing about today's test set; without this an easy night would reign for ever."""
+    register()
+    asked = []
+
+    def rescore(folder: Path) -> float:
+        asked.append((folder / "gemst.json").exists())
+        return 0.1
+
+    write_results(joint=0.2, examples="tonight's")
+    found = register(rescore)
+    assert (found.version, found.role, asked) == (2, "champion", [True])
+    assert found.judged == "champion version 1 had 0.1000 on the same examples"
+    write_results(joint=0.15, examples="tomorrow's")
+    assert register(lambda folder: 0.18).role == "challenger"
+    write_results(joint=0.2, examples="tonight's")
+    assert register() == found  # judged once
+
+
+@pytest.mark.parametrize("broken", ["set_registered_model_alias", "set_model_version_tag"])
+def test_an_interrupted_registration_is_finished_by_the_next(artifacts, monkeypatch, broken):
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, broken, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            register()
+    found = register()
+    assert (found.version, found.role, found.judged) == (1, "champion", "the first one")
+    assert registry.champion(CONFIG).version == 1
+
+
+def test_a_version_that_lost_its_title_says_so(artifacts):
+    first = register()
+    write_results(joint=0.5)
+    register()
+    write_results(joint=0.25)
+    again = register()
+    assert (again.version, again.role) == (first.version, "superseded")
+
+
+def test_a_champion_grown_from_one_that_was_replaced_meanwhile_is_refused(artifacts):
+    register()
+    old = registry.champion(CONFIG)
+    write_results(joint=0.5)
+    register()
+    with pytest.raises(GemstError, match=r"a new champion, version 2, since version 1.*gemst append"):
+        registry.succeed(CONFIG, layout.MODEL, old)
+    assert registry.champion(CONFIG).version == 2
+
+
+def test_artefacts_lie_beside_the_database_wherever_a_stage_runs(artifacts, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(layout.MLRUNS / 'mlflow.db').resolve()}")
+    beside = layout.MLRUNS.resolve()
+    cell = Path("artifacts/study/cell")
+    cell.mkdir(parents=True)
+    monkeypatch.chdir(cell)
+    with registry.live(CONFIG):
+        pass
+    (found,) = MlflowClient().search_experiments(filter_string="name = 'gemst'")
+    assert found.artifact_location == (beside / "artifacts").as_uri()
 
 
 def test_live_run_is_the_one_that_is_registered(artifacts):
     with registry.live(CONFIG) as run:
         run.log(1, {"train/loss_rec": 7.5, "valid/ndcg@10_joint": 0.1, "broken": float("nan")})
         write_json(layout.TUNING / "run.json", {"run_id": run.run_id})
-    assert registry.register(CONFIG).run_id == run.run_id
+    assert register().run_id == run.run_id
     data = client().get_run(run.run_id).data
     assert data.metrics["train/loss_rec"] == 7.5
     assert data.metrics["valid/ndcg_at_10_joint"] == 0.1
@@ -85,7 +165,7 @@ def test_live_run_is_the_one_that_is_registered(artifacts):
 
 def test_the_run_of_a_lost_database_is_made_again(artifacts):
     write_json(layout.TUNING / "run.json", {"run_id": "0" * 32})
-    registered = registry.register(CONFIG)
+    registered = register()
     assert registered.run_id != "0" * 32
     assert client().get_run(registered.run_id).data.metrics["train/loss_rec"] == 6.5
 
@@ -93,9 +173,9 @@ def test_the_run_of_a_lost_database_is_made_again(artifacts):
 def test_results_of_one_version_are_not_overwritten_by_the_next(artifacts):
     with registry.live(CONFIG) as run:
         write_json(layout.TUNING / "run.json", {"run_id": run.run_id})
-    registry.register(CONFIG)
+    register()
     write_results(joint=0.5)
-    second = registry.register(CONFIG)
+    second = register()
     assert second.run_id != run.run_id
     assert client().get_run(run.run_id).data.metrics["test/joint"] == 0.25
     assert client().get_run(second.run_id).data.metrics["test/joint"] == 0.5
@@ -110,19 +190,24 @@ def test_failed_tuning_is_a_failed_run(artifacts):
     assert found.data.metrics["lr"] == 1.0
 
 
-def test_git_commit_is_noted(artifacts):
+def test_git_commit_is_noted_and_a_change_seen_from_any_folder(artifacts, monkeypatch):
     for words in (
         ["init", "-q"],
         ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty", "-m", "x"],
     ):
         subprocess.run(["git", *words], check=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    assert client().get_run(registry.register(CONFIG).run_id).data.tags["mlflow.source.git.commit"] == head
+    assert client().get_run(register().run_id).data.tags["mlflow.source.git.commit"] == head
+    Path("code.py").write_text("x = 1")
+    subprocess.run(["git", "add", "code.py"], check=True)
+    Path("cell").mkdir()
+    monkeypatch.chdir("cell")
+    assert code_tags()["git.dirty"] == "true"
 
 
 def test_locked_database_is_one_line_before_anything_is_computed(artifacts, monkeypatch):
     monkeypatch.setattr("gemst.registry.store._LOCK_PATIENCE", 0.1)
-    registry.register(CONFIG)
+    register()
     holder = sqlite3.connect("mlruns/mlflow.db")
     holder.execute("BEGIN IMMEDIATE")
     with (
@@ -150,7 +235,7 @@ def test_a_lock_during_tuning_loses_nothing(artifacts, monkeypatch):
 def test_damaged_database_is_one_line(artifacts):
     (layout.MLRUNS / "mlflow.db").write_text("this is no database" * 100)
     with pytest.raises(GemstError, match="is not a database MLflow can read"):
-        registry.register(CONFIG)
+        register()
 
 
 def test_no_champion_yet(artifacts):
@@ -163,7 +248,7 @@ def test_no_champion_yet(artifacts):
 
 
 def test_per_query_of_a_version_a_run_an_alias_and_a_folder(artifacts):
-    registered = registry.register(CONFIG)
+    registered = register()
     original = (layout.EVALUATION / "per_query.parquet").read_bytes()
     for name in ("1", registered.run_id, "champion", str(layout.EVALUATION)):
         assert registry.per_query(CONFIG, name).read_bytes() == original
@@ -177,4 +262,4 @@ def test_per_query_of_a_version_a_run_an_alias_and_a_folder(artifacts):
 def test_register_before_evaluate_names_the_stage(artifacts):
     (layout.EVALUATION / "metrics.json").unlink()
     with pytest.raises(GemstError, match="Run `gemst evaluate` first"):
-        registry.register(CONFIG)
+        register()

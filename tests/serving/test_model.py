@@ -14,7 +14,7 @@ from tests.small_run import ITEMS
 @pytest.fixture
 def served(artifacts, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    registry.register(Config())
+    registry.register(Config(), lambda folder: 0.0)
     return mlflow.pyfunc.load_model("models:/gemst@champion")
 
 
@@ -31,7 +31,7 @@ def test_ranks_like_the_library(served):
 
 
 def test_nothing_is_pickled(served):
-    folder = registry.champion(Config()).parents[1]
+    folder = registry.champion(Config()).folder.parents[1]
     assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".bin", ".pt")]
     assert list(folder.rglob("model.safetensors"))
 

@@ -116,10 +116,10 @@ def test_surgery_sees_tasks_that_come_in_batches_of_their_own(tmp_path: Path, tr
 
 
 def test_coupled_rows_take_one_process(tmp_path: Path, train, prompter, monkeypatch) -> None:
-    items, method, batch = build(tmp_path, train, prompter)
+    _, method, batch = build(tmp_path, train, prompter)
     method.attached.route.coupled = True
     monkeypatch.setattr("gemst.tuning.methods.gems.world", lambda: 2)
-    with pytest.raises(GemstError, match="a pass of its own.*without torchrun"):
+    with pytest.raises(GemstError, match=r"a pass of its own.*without torchrun"):
         method.backward(torch.zeros(3), batch)
 
 
