@@ -317,9 +317,7 @@ def _print(frame: pl.DataFrame, title: str) -> None:
 
 def main() -> None:
     """Run the command line; what the user can mend becomes one line and exit status 1."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # as Ctrl-C: what is open gets closed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is open gets closed
     os.environ.setdefault("DO_NOT_TRACK", "true")  # the libraries underneath send nothing unless asked to
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries have no place in a log
