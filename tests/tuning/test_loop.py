@@ -74,12 +74,22 @@ def test_it_learns(tmp_path: Path, train, prompter, method: str) -> None:
     ],
     ids=lambda settings: "-".join(map(str, settings.values())) or "gems",
 )  # fmt: skip
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, train, prompter, settings) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, train, prompter, settings, monkeypatch) -> None:
+    made, real = [0], ChainBatches.collate
+
+    def collate(self: ChainBatches, rows):
+        made[0] += 1
+        return real(self, rows)
+
+    monkeypatch.setattr(ChainBatches, "collate", collate)
     whole, state, losses = run(tmp_path / "a", train, prompter, **settings)
+    all_of_it = made[0]
     with pytest.raises(Killed):
         run(tmp_path / "b", train, prompter, **settings, die_at=7)
-    resumed, again, rest = run(tmp_path / "b", train, prompter, **settings)
-    assert rest == losses[4:]
+    made[0] = 0
+    resumed, again, told = run(tmp_path / "b", train, prompter, **settings)
+    assert made[0] < all_of_it  # the steps before the kill were not made again
+    assert told == losses  # but the new log has them all
     assert again.step == state.step
     assert torch.equal(resumed.items_out, whole.items_out)
 
