@@ -90,6 +90,7 @@ class Gems(torch.optim.Optimizer):
         self.energy: dict[str, float] = {}  # captured energy by layer, as of its last refresh
         self._names = list(attached.layers)
         self._scratch: dict[tuple[int, ...], Tensor] = {}
+        self._by_column: dict[Any, Tensor] = {}  # of the present step
         self._unborn: set[str] = set()  # tasks that no backward pass has shown yet: their bases are zero
         if lr * weight_decay >= 1:
             raise GemstError(f"lr {lr} times weight_decay {weight_decay} is 1 or more", "Lower tuning.weight_decay")
@@ -219,6 +220,7 @@ class Gems(torch.optim.Optimizer):
         elif self.gate.config.kind == "learned":
             self.signals.alignment = (self._alignment("rec"), self._alignment("src"))
         self.gates = self.gate.update(self.signals)
+        self._by_column.clear()
         shrink = math.log1p(-group["lr"] * group["weight_decay"])
         for place, (name, layer) in enumerate(self.attached.layers.items()):
             self._step_layer(name, layer, group)
@@ -272,24 +274,20 @@ class Gems(torch.optim.Optimizer):
         if layer.coefficients.grad is None:
             return
         gradient = local(layer.coefficients.grad)
-        state, (beta1, beta2) = self.state[layer.coefficients], group["betas"]
+        state = self.state[layer.coefficients]
         moment, square = local(state["exp_avg"]), local(state["exp_avg_sq"])
         active = torch.tensor(self._active(), dtype=torch.float32)
         state["counts"] += active
-        by_column = self._columns(layer, torch.stack([
-            active, 1 - beta1 ** state["counts"].clamp(min=1), 1 - beta2 ** state["counts"].clamp(min=1),
-            active * torch.tensor([self.gates[0], 1.0, self.gates[1]]),
-        ]))  # fmt: skip
-        live, correct1, correct2, weight = by_column.to(gradient)
-        moment.lerp_(gradient, live * (1 - beta1))
+        fresh1, fresh2, correct1, correct2, weight = self._columns(layer, active, state["counts"], group, gradient)
+        moment.lerp_(gradient, fresh1)
         # One scratch per shape: on CPU a fresh buffer per operation costs more than the arithmetic.
         shape = tuple(gradient.shape)
         if shape not in self._scratch:
             self._scratch[shape] = torch.empty_like(gradient)
         scratch = self._scratch[shape]
-        square.lerp_(torch.mul(gradient, gradient, out=scratch), live * (1 - beta2))
+        square.lerp_(torch.mul(gradient, gradient, out=scratch), fresh2)
         size = torch.div(square, correct2, out=scratch).sqrt_().add_(group["eps"])
-        normalised = torch.div(moment, size, out=scratch).mul_(live / correct1)
+        normalised = torch.div(moment, size, out=scratch).mul_(correct1)
         if self.gate.config.kind == "learned":
             applied = state.setdefault("applied", torch.zeros_like(layer.coefficients))
             local(applied).copy_(normalised)
@@ -298,11 +296,24 @@ class Gems(torch.optim.Optimizer):
         if layer.sketch is not None:
             self._refresh(name, layer, state)
 
-    @staticmethod
-    def _columns(layer: SubspaceLinear, values: Tensor) -> Tensor:
-        """Spread values per subspace (k, 3) over the basis columns (k, R)."""
-        widths = torch.tensor([layer.widths.rec, layer.widths.shared, layer.widths.src])
-        return values.repeat_interleave(widths, dim=1)
+    def _columns(
+        self, layer: SubspaceLinear, active: Tensor, counts: Tensor, group: dict[str, Any], like: Tensor
+    ) -> Tensor:
+        """By basis column, (5, R): what both moments take of the new gradient, the corrections of their bias, the gate.
+
+        Nearly all layers of a step share them: they are made once a step for each width and count.
+        """
+        widths = (layer.widths.rec, layer.widths.shared, layer.widths.src)
+        key = (widths, tuple(counts.tolist()), like.device)
+        if key not in self._by_column:
+            beta1, beta2 = group["betas"]
+            seen = counts.clamp(min=1)
+            live, correct1, correct2, weight = torch.stack([
+                active, 1 - beta1**seen, 1 - beta2**seen, active * torch.tensor([self.gates[0], 1.0, self.gates[1]]),
+            ]).repeat_interleave(torch.tensor(widths), dim=1).to(like)  # fmt: skip
+            values = [live * (1 - beta1), live * (1 - beta2), live / correct1, correct2, weight]
+            self._by_column[key] = torch.stack(values)
+        return self._by_column[key]
 
     def _decay(self, name: str, layer: SubspaceLinear, amount: float) -> None:
         """Shrink the W P component by what the steps since the last time amount to; W (I - P) stays."""
