@@ -107,7 +107,7 @@ def untrained(config: Config, items: pl.DataFrame) -> Tuned:
     )  # fmt: skip
     rows = 0.1 * torch.randn(count, model.get_input_embeddings().embedding_dim)
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, rows, rows)
-    backbone.settle(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # as `load_tuned` does
+    model.to(backbone.best_device())
     return Tuned(
         model, tokenizer, ids, first, Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, HISTORY)
     )

@@ -238,8 +238,15 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
-def load_tuned(folder: Path) -> Tuned:
-    """Load what `gemst tune` wrote. Raises GemstError when the folder is not such an artefact."""
+def best_device() -> torch.device:
+    """The GPU that is this process's, where there is one."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tuned(folder: Path, device: torch.device | str = "cpu") -> Tuned:
+    """Load what `gemst tune` wrote, to `device`. Raises GemstError when the folder is not such an artefact."""
     from gemst import item_ids
     from gemst.config import Prompts
     from gemst.files import read_json, require
@@ -247,6 +254,7 @@ def load_tuned(folder: Path) -> Tuned:
 
     card = read_json(require(folder / "gemst.json", made_by="gemst tune"))
     model, tokenizer = load(Backbone(name=str(folder)))
+    model.to(device)  # type: ignore[arg-type]
     ids = item_ids.load(folder / "item_ids")
     prompter = Prompter(
         tokenizer, ids.token_ids(card["first_item_token"]), ids.index, Prompts(**card["prompts"]), card["max_history"]

@@ -132,6 +132,7 @@ def null_space(config: Config) -> Summary:
         calibration, _ = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
         _set_threads(config)
         model, tokenizer = backbone.load(config.backbone)
+        model.to(backbone.best_device())  # type: ignore[arg-type]
         manifest = room.build(
             model, tokenizer, matching(model, config.tuning.modules), calibration, config.null_space, layout.NULL_SPACE,
             config.tuning.precision,
@@ -217,8 +218,9 @@ def evaluate(config: Config) -> Summary:
             )
         _, heldout = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
         _set_threads(config)
-        tuned = backbone.load_tuned(layout.MODEL)
+        tuned = backbone.load_tuned(layout.MODEL, processes.device)
         before, tokenizer = backbone.load(config.backbone)
+        before.to(processes.device)  # type: ignore[arg-type]
         change = drift(before, tuned.model, tokenizer, heldout, config.evaluation.drift_tokens)
         del before
         result = measure(
@@ -276,7 +278,7 @@ def _joint(config: Config, model: Path) -> float:
 
     train, valid, test = (_examples(name) for name in ("train", "valid", "test"))
     _set_threads(config)
-    tuned = backbone.load_tuned(model)
+    tuned = backbone.load_tuned(model, backbone.best_device())
     return joint_score(
         config, train, valid, test, lambda examples, k, seen: rank(tuned, examples, k, config.ranking, seen)
     )

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from gemst.backbone import best_device
 from gemst.errors import GemstError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _pooled(model: Any, tokenizer: Any, texts: list[str], batch_size: int, run: 
 
     from gemst.progress import Progress
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model.to(device)
     order = np.argsort([len(text) for text in texts], kind="stable")  # equal lengths together: little padding
     vectors = np.zeros((len(texts), model.config.hidden_size), np.float32)

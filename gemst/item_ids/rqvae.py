@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gemst.backbone import best_device
 from gemst.item_ids.embeddings import Floats
 from gemst.item_ids.residual import nearest, revive
 
@@ -34,7 +35,7 @@ def fit(x: Floats, levels: int, size: int, epochs: int, seed: int) -> tuple[dict
 
     from gemst.progress import Progress
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         encode = encoder(x.shape[1]).to(device)

@@ -44,7 +44,7 @@ def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame
         raise GemstError(f"user {user!r} has no event", f"Known users are in {layout.VALIDATED / 'events.parquet'}")
     if config.threads:
         torch.set_num_threads(config.threads)
-    tuned = backbone.load_tuned(registry.champion(config).folder)
+    tuned = backbone.load_tuned(registry.champion(config).folder, backbone.best_device())
     task = "recommendation" if query is None else "search"
     asked = pl.DataFrame(
         {"user_id": [user], "task": [task], "query": [query], "history": [history]},

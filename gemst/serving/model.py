@@ -21,7 +21,7 @@ class Recommender(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the checkpoint, the identifiers and the titles from the model's artefacts."""
-        self.tuned = backbone.load_tuned(Path(context.artifacts["model"]))
+        self.tuned = backbone.load_tuned(Path(context.artifacts["model"]), backbone.best_device())
         self.titles = pl.read_parquet(context.artifacts["items"], columns=["item_id", "title"])
         settings: dict[str, Any] = context.model_config
         self.ranking = Ranking(**settings["ranking"])

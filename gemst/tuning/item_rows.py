@@ -47,7 +47,7 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
     from gemst.tuning.precision import autocast
 
     torch.manual_seed(config.seed)
-    settings, place = config.item_rows, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings, place = config.item_rows, backbone.best_device()
     model, tokenizer = backbone.load(config.backbone)
     company = _company(ids, items, train)
     text = start_rows(model, tokenizer, ids, items)

@@ -83,14 +83,16 @@ def second_moments(
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     try:
         with torch.inference_mode():
+            place = next(model.parameters()).device
             for batch in batches:
+                batch = {name: tensor.to(place) for name, tensor in batch.items()}
                 mask = batch["attention_mask"].bool()
                 gathered.tokens += int(mask.sum())
                 mask = torch.empty(0) if bool(mask.all()) else mask  # nothing to leave out: no copy of the rows
                 seen.clear()
                 if model.config.is_encoder_decoder:  # type: ignore[union-attr]
                     batch = {**batch, "decoder_input_ids": batch["input_ids"]}
-                with autocast(precision, next(model.parameters()).device):
+                with autocast(precision, place):
                     hidden(model, **batch, use_cache=False)  # type: ignore[arg-type]
             for total in gathered.sums.values():
                 mirror(total)
@@ -136,7 +138,8 @@ def low_energy(moment: Tensor, settings: NullSpace) -> tuple[Range, Tensor]:
     rule energy: the most directions that together hold at most `energy` of the trace; absolute: eigenvalues below
     `threshold` (the paper's rule). Always leaves at least one direction on either side.
     """
-    values, vectors = (torch.from_numpy(found) for found in np.linalg.eigh(moment.numpy()))  # LAPACK, without the GIL
+    found = np.linalg.eigh(moment.cpu().numpy())  # LAPACK, without the GIL
+    values, vectors = (torch.from_numpy(part) for part in found)
     values = values.clamp(min=0)
     if settings.rule == "energy":
         kept = int((values.cumsum(0) <= settings.energy * values.sum()).sum())
@@ -249,6 +252,6 @@ def fingerprint(model: PreTrainedModel) -> str:
         if id(parameter) in grow:
             continue
         flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 64)][:64].float().contiguous()
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().contiguous().cpu()
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from gemst.backbone import best_device
 from gemst.errors import GemstError
 from gemst.evaluation.references.base import Floats, Reference
 from gemst.evaluation.references.texts import documents
@@ -59,7 +60,7 @@ class Encoder:
                 f"item_ids.encoder = {name!r} cannot be loaded ({str(error).splitlines()[0]})",
                 "Run `gemst fetch` for the default encoder, or name a folder with config.json and safetensors",
             ) from None
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = best_device()
         self.model.to(self.device)
 
     def embed(self, texts: list[str]) -> Floats:
