@@ -196,6 +196,8 @@ def tune(config: Config) -> Summary:
 def evaluate(config: Config) -> Summary:
     """Full-catalogue ranking of the test examples beside the reference rankers, and general-knowledge drift.
 
+    metrics.json names, by hash, the model and the examples that it is of.
+
     Under torchrun or accelerate launch the processes share the model's rankings, and the first alone writes.
     """
     from gemst import backbone, provenance
