@@ -98,17 +98,17 @@ def _add(
     import torch
 
     before, after = models
-    old = backbone.item_logits(before, states[0], 0, vocabulary).float().cpu()
-    whole = backbone.item_logits(after, states[1], 0, _rows(after)).float().cpu()
+    old = backbone.item_logits(before, states[0], 0, vocabulary).float()
+    whole = backbone.item_logits(after, states[1], 0, _rows(after)).float()
     left, right = torch.log_softmax(old, dim=1), torch.log_softmax(whole[:, :vocabulary], dim=1)
-    at = targets[:, None]
+    at = targets[:, None].to(old.device)
     sums.nll += np.array([-float(part.gather(1, at).sum(dtype=torch.float64)) for part in (left, right)])
     sums.kl += float((left.exp() * (left - right)).sum(dtype=torch.float64))
     sums.item_mass += float(torch.softmax(whole, dim=1)[:, vocabulary:].sum(dtype=torch.float64))
     sums.tokens += len(targets)
     asked = [i for i, token in enumerate(targets.tolist()) if token in options]
     if asked:
-        choices = torch.from_numpy(np.stack([options[int(targets[i])] for i in asked]))
+        choices = torch.from_numpy(np.stack([options[int(targets[i])] for i in asked])).to(old.device)
         for number, part in enumerate((left, right)):
             sums.right[number] += int((part[asked].gather(1, choices).argmax(1) == 0).sum())
         sums.questions += len(asked)

@@ -238,7 +238,7 @@ def load(folder: Path, model: PreTrainedModel, side: str = "input") -> tuple[dic
         if file.metadata()["hash"] != manifest["hash"]:
             raise GemstError(f"{folder}: projectors.safetensors is not of its manifest.json", "Run `gemst null-space`")
         spaces = {
-            site: Range(file.get_tensor(f"{site}.basis"), facts["complement"])
+            site: Range(file.get_tensor(f"{site}.basis").to(vocabulary(model).device), facts["complement"])
             for site, facts in manifest["sites"].items()
         }
     return {name: spaces[site] for name, site in manifest["site_of"].items()}, manifest

@@ -261,14 +261,15 @@ class Gems(torch.optim.Optimizer):
 
     def _alignment(self, subspace: str) -> float:
         """<C_s(t+1), N_s(t)> over all layers: positive where the last update still points downhill."""
-        total = 0.0
+        parts: list[Tensor] = []
         for layer in self.attached.layers.values():
             applied, gradient = self.state[layer.coefficients].get("applied"), layer.coefficients.grad
             if applied is not None and gradient is not None:
                 columns = layer.widths.columns(subspace)
-                both = (local(applied)[:, columns] * local(gradient)[:, columns]).sum()
-                total += float(over_shards(both, of=gradient))
-        return total
+                parts.append((local(applied)[:, columns] * local(gradient)[:, columns]).sum(dtype=torch.float64))
+        if not parts:
+            return 0.0
+        return float(over_shards(torch.stack(parts).sum(), of=next(iter(self.attached.layers.values())).coefficients))
 
     def _step_layer(self, name: str, layer: SubspaceLinear, group: dict[str, Any]) -> None:
         if layer.coefficients.grad is None:

@@ -10,6 +10,8 @@ import torch
 
 def native_bf16(device: torch.device) -> bool:
     """Whether `device` multiplies bf16 in hardware, so that `precision: auto` means bf16 autocast."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
