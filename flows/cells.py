@@ -210,9 +210,10 @@ def _machine() -> dict[str, Any]:
     """What seconds and roundings of a cell depend on: `tuning.precision: auto` follows bf16."""
     import torch
 
+    from gemst.backbone import best_device
     from gemst.tuning.precision import native_bf16
 
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = best_device()
     return {
         "cores": os.cpu_count(), "processor": platform.machine(), "torch": torch.__version__,
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -91,8 +90,3 @@ def _ended(child: subprocess.Popen[str]) -> Iterator[None]:
                         stop(process)
                 _, alive = psutil.wait_procs(alive, timeout=20)
             child.wait()
-
-
-def stop_cleanly() -> None:
-    """Let SIGTERM end this program as Ctrl-C does: what it has started is ended, what it was writing is put right."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)

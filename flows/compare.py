@@ -20,7 +20,6 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.cells import run_cell
-from flows.commands import stop_cleanly
 from gemst import config
 from gemst.errors import GemstError
 from gemst.evaluation import study as studies
@@ -29,6 +28,7 @@ from gemst.evaluation.study import Cell, Study
 from gemst.files import atomic_file
 from gemst.progress import duration
 from gemst.registry.runs import study_run
+from gemst.stopping import stop_cleanly
 
 STUDY = Path("configs/study.yaml")
 

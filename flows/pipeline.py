@@ -21,11 +21,12 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
 
 from flows import data_docs
-from flows.commands import Outcome, run, stop_cleanly
+from flows.commands import Outcome, run
 from gemst import assets, config, layout
 from gemst.errors import GemstError
 from gemst.files import read_json
 from gemst.progress import duration, summary_path
+from gemst.stopping import stop_cleanly
 
 UNCHANGED = "Unchanged"
 RESTORED = "Restored"

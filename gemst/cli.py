@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gemst.errors import GemstError
+from gemst.stopping import stop_cleanly
 
 if TYPE_CHECKING:
     import polars as pl
@@ -317,7 +317,7 @@ def _print(frame: pl.DataFrame, title: str) -> None:
 
 def main() -> None:
     """Run the command line; what the user can mend becomes one line and exit status 1."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is open gets closed
+    stop_cleanly()
     os.environ.setdefault("DO_NOT_TRACK", "true")  # the libraries underneath send nothing unless asked to
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries have no place in a log

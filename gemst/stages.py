@@ -322,19 +322,10 @@ def fetch(config: Config) -> Summary:
 
 def compare(config: Config, run_a: str, run_b: str) -> pl.DataFrame:
     """Paired bootstrap between two runs' per-query metrics, per task."""
-    import polars as pl
-
     from gemst import registry
-    from gemst.evaluation.significance import paired_bootstrap
+    from gemst.evaluation.significance import paired_bootstrap, read_scores
 
-    tables = []
-    for path in (registry.per_query(config, run) for run in (run_a, run_b)):
-        try:
-            tables.append(pl.read_parquet(path))
-        except pl.exceptions.PolarsError as error:
-            raise GemstError(
-                f"{path} cannot be read: {str(error).splitlines()[0]}", "Evaluate that run again"
-            ) from None
+    tables = [read_scores(registry.per_query(config, run)) for run in (run_a, run_b)]
     return paired_bootstrap(*tables, resamples=config.evaluation.bootstrap, seed=config.seed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,14 @@ _CELLS = 8_000_000  # of a block of resampling weights
 _LEVEL = 0.95
 
 Floats = NDArray[np.float64]
+
+
+def read_scores(path: Path) -> pl.DataFrame:
+    """A per-query table. Raises GemstError when it is damaged."""
+    try:
+        return pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise GemstError(f"{path} cannot be read: {str(error).splitlines()[0]}", "Evaluate that run again") from None
 
 
 def paired_bootstrap(

@@ -13,6 +13,8 @@ from gemst.tuning.parallel import mean_
 from gemst.tuning.route import Sketch
 from gemst.tuning.subspace import SubspaceLinear
 
+_OUTSIDE = 1e-4  # the most of a basis vector that may lie outside range(P): float32 leaves 1e-7
+
 
 class Projector(Protocol):
     """An orthogonal projector P (n, n), applied without being formed."""
@@ -41,6 +43,15 @@ def check_rooms(layers: dict[str, SubspaceLinear], projectors: dict[str, Project
                 f"the null space of {name} has {room} dimensions, its subspaces take {need}",
                 "Give `rooms` to attach: ranks shrink to fit",
             )
+
+
+def check_inside(name: str, basis: Tensor, project: Projector) -> None:
+    """Raises GemstError when a saved basis (n, r) of layer `name` does not lie in the null space of this run."""
+    if float((basis - project(basis)).norm()) > _OUTSIDE * max(1.0, float(basis.norm())):
+        raise GemstError(
+            f"the bases of this optimizer state leave the null space of {name}: it was another one",
+            "Resume with the null space the run began with, or begin anew",
+        )
 
 
 def orthonormal(vectors: Tensor, project: Projector, apart_from: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from gemst.errors import GemstError
+from gemst.tuning.adam import adam_
 from gemst.tuning.bases import (
     Projector,
     captured_energy,
+    check_inside,
     check_rooms,
     first_sketch,
     refreshed,
@@ -23,12 +25,10 @@ from gemst.tuning.bases import (
     without_bases,
 )
 from gemst.tuning.gates import Gate, Signals
-from gemst.tuning.parallel import everywhere, from_first_, local, over_shards, whole
+from gemst.tuning.parallel import everywhere, from_first_, local, whole
 from gemst.tuning.route import UNSAID
+from gemst.tuning.signals import alignment, gradient_norm
 from gemst.tuning.subspace import Attached, SubspaceLinear
-
-_OUTSIDE = 1e-4  # the most of a basis vector that may lie outside range(P): float32 leaves 1e-7
-
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -213,12 +213,15 @@ class Gems(torch.optim.Optimizer):
         if self.needs_first_bases:
             self.start()
             return
-        armed = all(layer.sketch is not None for layer in self.attached.layers.values())
+        layers = list(self.attached.layers.values())
+        armed = all(layer.sketch is not None for layer in layers)
         group = self.param_groups[0]
         if self.gate.config.kind == "heuristic":
-            self.signals.norms = (self._norm("rec"), self._norm("src"))
+            self.signals.norms = (gradient_norm(layers, "rec"), gradient_norm(layers, "src"))
         elif self.gate.config.kind == "learned":
-            self.signals.alignment = (self._alignment("rec"), self._alignment("src"))
+            states = [(layer, self.state[layer.coefficients]) for layer in layers]
+            applied = [(layer, state["applied"]) for layer, state in states if "applied" in state]
+            self.signals.alignment = (alignment(applied, "rec"), alignment(applied, "src"))
         self.gates = self.gate.update(self.signals)
         self._by_column.clear()
         shrink = math.log1p(-group["lr"] * group["weight_decay"])
@@ -232,7 +235,8 @@ class Gems(torch.optim.Optimizer):
         if armed and self._unborn:
             self._unborn = without_bases(self.attached.layers.values())
         for parameter in self.param_groups[1]["params"]:
-            self._step_rows(parameter, self.param_groups[1])
+            if parameter.grad is not None:
+                adam_(parameter, self.state[parameter], self.param_groups[1])
 
     @in_float32
     def catch_up(self) -> None:
@@ -251,25 +255,6 @@ class Gems(torch.optim.Optimizer):
     def _active(self) -> tuple[bool, ...]:
         """By subspace, whether it takes part in this step: it has rows, and a basis to see them in."""
         return tuple(there and name not in self._unborn for name, there in self._present().items())
-
-    def _norm(self, subspace: str) -> float:
-        """|C_s| over all layers."""
-        layers = [layer for layer in self.attached.layers.values() if layer.coefficients.grad is not None]
-        parts = [local(layer.coefficients.grad)[:, layer.widths.columns(subspace)] for layer in layers]  # type: ignore[arg-type]
-        norm = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(parts))))
-        return float(over_shards(norm.square(), of=layers[0].coefficients).sqrt())
-
-    def _alignment(self, subspace: str) -> float:
-        """<C_s(t+1), N_s(t)> over all layers: positive where the last update still points downhill."""
-        parts: list[Tensor] = []
-        for layer in self.attached.layers.values():
-            applied, gradient = self.state[layer.coefficients].get("applied"), layer.coefficients.grad
-            if applied is not None and gradient is not None:
-                columns = layer.widths.columns(subspace)
-                parts.append((local(applied)[:, columns] * local(gradient)[:, columns]).sum(dtype=torch.float64))
-        if not parts:
-            return 0.0
-        return float(over_shards(torch.stack(parts).sum(), of=next(iter(self.attached.layers.values())).coefficients))
 
     def _step_layer(self, name: str, layer: SubspaceLinear, group: dict[str, Any]) -> None:
         if layer.coefficients.grad is None:
@@ -334,22 +319,6 @@ class Gems(torch.optim.Optimizer):
         layer.basis.copy_(basis)
         layer.sketch = None
 
-    def _step_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        if parameter.grad is None:
-            return
-        state, (beta1, beta2) = self.state[parameter], group["betas"]
-        if not state:
-            state.update(
-                step=torch.zeros(()), exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
-            )
-        state["step"] += 1
-        count = float(state["step"])
-        gradient, moment, square = local(parameter.grad), local(state["exp_avg"]), local(state["exp_avg_sq"])
-        moment.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        size = (square / (1 - beta2**count)).sqrt_().add_(group["eps"])
-        local(parameter).addcdiv_(moment, size, value=-group["lr"] / (1 - beta1**count))
-
     def state_dict(self) -> dict[str, Any]:
         """Moments, counts and bases, and what the next step depends on beside them: gate, generator, counters."""
         for layer in self.attached.layers.values():  # the model may have been moved since
@@ -373,12 +342,7 @@ class Gems(torch.optim.Optimizer):
         for name, layer in self.attached.layers.items():
             state = self.state[layer.coefficients]
             basis = state["basis"]
-            outside = basis - self.projectors.get(name, whole_space)(basis)
-            if float(outside.norm()) > _OUTSIDE * max(1.0, float(basis.norm())):
-                raise GemstError(
-                    f"the bases of this optimizer state leave the null space of {name}: it was another one",
-                    "Resume with the null space the run began with, or begin anew",
-                )
+            check_inside(name, basis, self.projectors.get(name, whole_space))
             layer.basis.copy_(basis)
             state["basis"], state["counts"] = layer.basis, state["counts"].cpu()
         self._unborn = without_bases(self.attached.layers.values())

@@ -1,7 +1,6 @@
 """The flow over a real DVC project, and its deployments on a real Prefect server."""
 
 import contextlib
-import contextvars
 import json
 import os
 import signal
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,7 +158,8 @@ def test_what_it_started_ends_with_it_children_of_children_too(tmp_path, monkeyp
     )
     (tmp_path / "outer.py").write_text("import subprocess, sys\nsubprocess.run([sys.executable, 'inner.py'])\n")
     (tmp_path / "whole.py").write_text(
-        "from flows import commands\ncommands.stop_cleanly()\ncommands.run('outer', say=print)\n"
+        "from flows import commands\nfrom gemst.stopping import stop_cleanly\n"
+        "stop_cleanly()\ncommands.run('outer', say=print)\n"
     )
     root = str(Path(__file__).resolve().parents[2])
     whole = subprocess.Popen([sys.executable, "whole.py"], env=os.environ | {"PYTHONPATH": f"{root}:{tmp_path}"})
@@ -190,19 +191,23 @@ def test_a_lock_of_another_dvc_is_waited_for_and_never_called_removable():
     assert not pipeline._may_pass(pipeline.run_stage, None, broken)
 
 
-@pytest.mark.usefixtures("prefect_api", "outer_commands")
-def test_a_second_pipeline_in_one_folder_waits_for_the_first(project):
-    done, held = [], pipeline.FileLock(project / "artifacts" / ".pipeline.lock", is_singleton=False)
-    (project / "artifacts").mkdir(exist_ok=True)
-    with held:
-        here = contextvars.copy_context()
-        second = threading.Thread(target=lambda: done.append(here.run(pipeline.pipeline, return_state=True)))
-        second.start()
-        second.join(timeout=8)
-        assert not (project / "one.json").exists()
-        assert not done
-    second.join(timeout=120)
-    assert done[0].is_completed()
+def test_a_second_pipeline_in_one_folder_waits_for_the_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    waits, entered = threading.Event(), threading.Event()
+    log = types.SimpleNamespace(info=lambda text: waits.set())
+    monkeypatch.setattr(pipeline, "get_run_logger", lambda: log)
+
+    def second() -> None:
+        with pipeline.alone():
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    with pipeline.alone():
+        thread.start()
+        assert waits.wait(60)
+        assert not entered.wait(1)
+    assert entered.wait(60)
+    thread.join()
 
 
 @pytest.fixture
