@@ -4,7 +4,7 @@ Every strategy at the shipped sizes, on MovieLens-100k (`gemst fetch`) and, wher
 (hetrec2011-lastfm-2k). Sentence vectors are made once per catalogue. The last line is one JSON object.
 
     python benchmarks/item_ids.py
-    python benchmarks/item_ids.py --lastfm ../shared/data/hetrec-lastfm-2k
+    python benchmarks/item_ids.py --lastfm FOLDER
 """
 
 from __future__ import annotations

@@ -173,7 +173,9 @@ def main() -> int:
         prog="python -m flows.compare", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", nargs="?", type=Path, default=STUDY, help=f"the study, {STUDY} by default")
-    parser.add_argument("--only", action="append", metavar="PATTERN", help="cells by name, such as 'ml-100k/*'; again")
+    parser.add_argument(
+        "--only", action="append", metavar="PATTERN", help="cells by name, such as 'ml-100k/*'; may be given again"
+    )
     parser.add_argument("--max-cells", type=int, metavar="N", help="start no more than N cells")
     parser.add_argument("--minutes", type=float, metavar="M", help="start no cell after M minutes")
     parser.add_argument("--path", action="append", default=[], metavar="DATA=FOLDER", help="where a data set lies")

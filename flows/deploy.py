@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
@@ -26,6 +27,7 @@ def make_pools() -> None:
 
 def main() -> int:
     """Make the pools, then deploy everything in prefect.yaml."""
+    argparse.ArgumentParser(prog="python -m flows.deploy", description=__doc__).parse_args()
     if not PREFECT_API_URL.value():
         print(
             "flows.deploy: PREFECT_API_URL is not set. Start `prefect server start`, then "

@@ -6,6 +6,7 @@ a stage with nothing to do ends in the state "Unchanged". There is no second cac
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -211,6 +212,7 @@ def show(states: dict[str, str]) -> None:
 
 def main() -> int:
     """Run the flow here and now; its API is the one of PREFECT_API_URL or a server that lives as long as the flow."""
+    argparse.ArgumentParser(prog="python -m flows.pipeline", description=__doc__).parse_args()
     stop_cleanly()
     state: State[Any] = pipeline(return_state=True)
     if not state.is_completed():

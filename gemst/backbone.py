@@ -126,6 +126,7 @@ def add_item_tokens(
 
     A head tied to the input embedding is untied; old rows keep their bits. Returns the vocabulary id of the first
     new token. They are special tokens, so that text encoded with `split_special_tokens` can never spell one.
+    Raises GemstError when the tokenizer knows one of them already.
     """
     import torch
     from tokenizers import AddedToken

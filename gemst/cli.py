@@ -27,8 +27,9 @@ app = typer.Typer(
     help="One generative language model for search and recommendation, tuned with GEMS.\n\n"
     "The stages run in this order; each reads what the one before it wrote, under [bold]artifacts/[/bold]:\n\n"
     "  fetch → ingest → validate → split → tokenize → item-rows → null-space → tune → evaluate → register\n\n"
-    "[bold]make demo[/bold] runs them all through Prefect, [bold]dvc repro[/bold] runs those that are stale. "
-    "A single stage can be run by hand, with any parameter of params.yaml changed for this one call:\n\n"
+    "[bold]make demo[/bold] runs them all through Prefect, [bold]dvc repro[/bold] runs the stale ones from "
+    "ingest to evaluate. A single stage can be run by hand, with any parameter of params.yaml changed for this "
+    "call:\n\n"
     "  gemst tune --set tuning.rank=32 --set tuning.max_minutes=5",
     epilog="Exit status: 0 done, 1 something to mend (one line says what and how), 2 wrong usage.",
 )
@@ -43,7 +44,13 @@ Set = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Change one parameter for this call; may be given again."),
 ]
 TopK = Annotated[int, typer.Option("--k", help="How many items, 1 to 1000.")]
-User = Annotated[str, typer.Option("--user", help="A user_id of the logs; the whole history of that user is used.")]
+User = Annotated[
+    str,
+    typer.Option(
+        "--user",
+        help="A user_id of the logs. The model reads the newest `data.max_history` events; seen items are left out.",
+    ),
+]
 DEFAULT = Path("params.yaml")
 
 STAGES, USE, LOOK = "Stages, in order", "Use the champion model", "Look"
@@ -78,7 +85,7 @@ def ingest(
 
     The format of the logs is `data.source`, their folder `data.path`:
 
-      gemst ingest --set data.source=table --set data.path=my-logs
+      gemst ingest --set data.source=table --set data.path=data/my-logs
     """
     from gemst import stages
 

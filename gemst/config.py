@@ -23,7 +23,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where the logs are and how they become examples (DESIGN.md §3)."""
+    """Where the logs are and how they become examples (docs/data.md)."""
 
     source: Literal["recbole", "hetrec", "amazon", "qilin", "table"] = Field(
         "recbole", description="format of the raw logs in `path`"
@@ -32,7 +32,9 @@ class Data(Section):
     columns: dict[str, str] = Field({}, description="own column name for each canonical one (source: table only)")
     max_history: Positive = Field(20, description="last events kept in a history")
     history: Literal["both", "own"] = Field("both", description="histories of both tasks, or of the target's own")
-    split: Literal["leave-last-out", "global-time"] = "leave-last-out"
+    split: Literal["leave-last-out", "global-time"] = Field(
+        "leave-last-out", description="a user's last request of each task tests, or the newest share of all events"
+    )
     valid_fraction: Fraction = Field(
         0.1, description="global-time split: share of events, by time, held for validation"
     )
@@ -50,14 +52,16 @@ class Backbone(Section):
 
     name: str = Field("data/smollm2-135m-instruct", description="a local folder or a hub name, e.g. google-t5/t5-base")
     num_layers: Positive | None = Field(
-        None, description="keep the first layers only: tests and quick trials, never results"
+        None, description="keep the first layers only: for tests, and for comparisons that say so"
     )
 
 
 class ItemIds(Section):
-    """Item-ID tokenization (DESIGN.md §5)."""
+    """Item-ID tokenization (docs/item-ids.md)."""
 
-    strategy: Literal["atomic", "rq-kmeans", "rq-vae", "joint"] = "atomic"
+    strategy: Literal["atomic", "rq-kmeans", "rq-vae", "joint"] = Field(
+        "atomic", description="what an ID is made of: a token of the item's own, or codes (docs/item-ids.md)"
+    )
     levels: Positive = Field(3, description="code levels of the semantic strategies")
     codebook_size: Positive = Field(64, description="codes per level of the semantic strategies")
     embedding: Literal["sentence", "backbone", "column"] = Field(
@@ -103,13 +107,13 @@ class ItemRows(Section):
 
 
 class NullSpace(Section):
-    """The subspace that general text does not use (DESIGN.md §4.3)."""
+    """The subspace that general text does not use (docs/tuning.md)."""
 
     corpus: Path = Field(
         Path("data/wikipedia/articles.parquet"), description="general text: a Parquet with `title`, `text`"
     )
     tokens: Positive = Field(40_000, description="general tokens the second moments are taken over")
-    sequence_length: Positive = 512
+    sequence_length: Positive = Field(512, description="tokens of a packed sequence of general text")
     rule: Literal["energy", "absolute", "none"] = Field("energy", description="`none` switches the null space off")
     energy: Fraction = Field(
         0.05, description="rule energy: P spans the directions that hold at most this share of the trace"
@@ -124,9 +128,11 @@ class NullSpace(Section):
 
 
 class Gates(Section):
-    """How the rec and src updates are mixed (DESIGN.md §4.6)."""
+    """How the rec and src updates are mixed (docs/tuning.md)."""
 
-    kind: Literal["heuristic", "learned", "fixed"] = "heuristic"
+    kind: Literal["heuristic", "learned", "fixed"] = Field(
+        "heuristic", description="from losses, norms and counts; by hypergradient; or `rec` throughout (docs/tuning.md)"
+    )
     rec: Fraction = Field(0.5, description="kind fixed, or the start of the others: the weight of rec; src has 1 - rec")
     lr: PositiveFloat = Field(0.05, description="kind learned: step size on the gate's logit")
 
@@ -134,7 +140,9 @@ class Gates(Section):
 class Tuning(Section):
     """How the backbone is tuned."""
 
-    method: Literal["gems", "full", "lora", "galore", "pcgrad", "upgrad"] = "gems"
+    method: Literal["gems", "full", "lora", "galore", "pcgrad", "upgrad"] = Field(
+        "gems", description="how the Linears are tuned (docs/tuning.md, Other ways to tune)"
+    )
     tasks: Literal["both", "search", "recommendation"] = Field("both", description="one task gives a single-task model")
     alignment: Fraction = Field(
         0.0, description="rows that ask for an item by its title, per train example; they count as search"
@@ -151,18 +159,22 @@ class Tuning(Section):
         description="pattern searched in module names; matches are tuned through subspaces",
     )
     rank: Positive = Field(64, description="rank of the shared subspace; rec and src take half of it each")
-    subspaces: Literal["all", "shared", "specific"] = "all"
+    subspaces: Literal["all", "shared", "specific"] = Field(
+        "all", description="method gems: which of the subspaces there are; the others are an ablation"
+    )
     refresh_every: Positive = Field(100, description="steps between refreshes of a layer's bases (T)")
     scale: PositiveFloat = Field(1.0, description="scale of the subspace update (GaLore's alpha)")
     gates: Gates = Gates()
     lr: PositiveFloat = Field(1e-3, description="peak learning rate of the subspace coefficients")
     item_lr: PositiveFloat = Field(1e-3, description="peak learning rate of the item-token rows")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="decoupled, as in AdamW; with method gems of the component inside the null space alone"
+    )
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), description="Adam's, of every method")
     clip: PositiveFloat = Field(1.0, description="largest gradient norm")
     warmup: Fraction = Field(0.05, description="share of the steps with a rising learning rate")
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    epochs: PositiveFloat = 1.0
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the rates, after the warm-up")
+    epochs: PositiveFloat = Field(1.0, description="passes over the train examples; may be a fraction")
     max_minutes: PositiveFloat | None = Field(
         None, description="stop the schedule so that tuning ends within this time; null trains all epochs"
     )
@@ -188,7 +200,9 @@ class Tuning(Section):
         "items", description="softmax over the item tokens, or over everything"
     )
     validate_every: Positive = Field(200, description="steps between validations")
-    validate_users: Positive = Field(200, description="users in a validation during tuning")
+    validate_users: Positive = Field(
+        200, description="users in a validation during tuning: at least so many, evenly spaced"
+    )
     drift_limit: PositiveFloat | None = Field(
         None,
         description="KL from the backbone on general text, nats per token, that the backbone's learning rate heeds",
@@ -223,16 +237,18 @@ class Ranking(Section):
     """Constrained decoding."""
 
     beams: Positive = Field(20, description="beams of the constrained beam search (atomic IDs need none)")
-    batch_size: Positive = 32
+    batch_size: Positive = Field(32, description="prompts ranked at once")
 
 
 class Evaluation(Section):
     """What is measured."""
 
-    ks: tuple[Positive, ...] = (1, 5, 10, 20)
+    ks: tuple[Positive, ...] = Field((1, 5, 10, 20), description="cut-offs of every metric; 10 is always added")
     exclude_seen: bool = Field(True, description="leave items of the user's past out of every ranking")
     protocols: tuple[Literal["uniform99", "bm25-99", "shown"], ...] = Field(
-        (), description="sampled protocols beside the full ranking: the targets among 99 other items, or those shown"
+        (),
+        description="sampled protocols beside the full ranking: the targets among 99 other items, or among "
+        "those the page showed (needs data.negatives: shown)",
     )
     drift_tokens: Positive = Field(20_000, description="held-out general tokens for perplexity and KL")
     bootstrap: Positive = Field(2000, description="resamples of the paired bootstrap")
@@ -241,16 +257,16 @@ class Evaluation(Section):
 class Registry(Section):
     """MLflow."""
 
-    experiment: str = "gemst"
+    experiment: str = Field("gemst", description="the MLflow experiment of the runs")
     model_name: str | None = Field("gemst", description="null logs the results without making a model version")
-    run_name: str | None = None
+    run_name: str | None = Field(None, description="null leaves the name to MLflow")
     parent: str | None = Field(None, description="id of the run this one is shown under, such as a study's")
 
 
 class Config(Section):
     """The whole tree."""
 
-    seed: int = 7
+    seed: int = Field(7, description="of every random draw: equal seeds, equal results on one kind of machine")
     threads: Positive | None = Field(None, description="compute threads; null takes all cores")
     data: Data = Data()
     backbone: Backbone = Backbone()
@@ -268,6 +284,12 @@ class Config(Section):
         side = "output" if self.tuning.fidelity == "released" else "input"
         if self.tuning.method == "gems" and self.null_space.rule != "none" and self.null_space.side != side:
             raise ValueError(f"tuning.fidelity {self.tuning.fidelity} needs null_space.side: {side}")
+        return self
+
+    @model_validator(mode="after")
+    def _shows_what_was_shown(self) -> Config:
+        if "shown" in self.evaluation.protocols and self.data.negatives != "shown":
+            raise ValueError(f"evaluation.protocols: shown needs data.negatives: shown, not {self.data.negatives}")
         return self
 
     def flat(self) -> dict[str, Any]:
@@ -329,6 +351,8 @@ def _explain(error: ValidationError, path: Path) -> str:
         where = ".".join(str(part) for part in fault["loc"]) or "the whole"
         if fault["type"] == "extra_forbidden":
             faults.append(f"{where} is not a parameter{_nearest(fault['loc'])}")
+        elif isinstance(fault["input"], dict) and fault["type"] == "value_error":  # parameters that do not go together
+            faults.append(fault["msg"].removeprefix("Value error, "))
         else:
             faults.append(f"{where} = {fault['input']!r}: {fault['msg']}")
     return f"{path}: " + "; ".join(faults)

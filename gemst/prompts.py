@@ -2,7 +2,7 @@
 
 A prompt is prefix(task) + ID tokens of the history, oldest first + suffix(task, query); the model continues it with the
 ID tokens of the next item. Query text is data: it is encoded with special tokens off, so a query that spells an item
-token stays text (DESIGN.md §9).
+token stays text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RECOMMENDATION, SEARCH = "recommendation", "search"
 TASKS = (RECOMMENDATION, SEARCH)
 
-# style -> (prefix, recommendation suffix, search suffix). `paper` is the released text (ANCHORS.md).
+# style -> (prefix, recommendation suffix, search suffix). `paper` is the released code's text.
 _STYLES = {
     # One token an event, and the query's own: a recommendation follows the history itself.
     "compact": ("History:", "", " {q}"),

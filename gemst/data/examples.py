@@ -1,4 +1,4 @@
-"""Canonical tables to train, valid and test examples (DESIGN.md §3).
+"""Canonical tables to train, valid and test examples (docs/data.md).
 
 What a history may hold: events of the user strictly before the target's time. Train histories hold train events alone,
 valid histories train and valid events, test histories everything before. Nothing of a held-out event reaches training.

@@ -1,4 +1,4 @@
-"""The canonical tables (DESIGN.md §3): their schemas, their one order, reading and writing.
+"""The canonical tables (docs/data.md): their schemas, their one order, reading and writing.
 
 Order of events, everywhere: user_id, timestamp, task, then a fixed hash of the other columns. The hash
 settles ties: ids often follow popularity or age, so the id itself would bias which event counts as a user's last.

@@ -145,6 +145,7 @@ def make(study: Study, data: str, method: str, settings: Settings, seed: int, tr
 
 
 def result_path(study: Study, cell: Cell) -> Path:
+    """The cell's scores and costs, one small JSON."""
     return study.results / f"{cell.name}.json"
 
 

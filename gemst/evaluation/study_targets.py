@@ -69,6 +69,7 @@ def _by_task(lines: pl.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def seeds_of(results: Results) -> set[int]:
+    """The seeds that have a result."""
     return {cell.seed for cell, _ in results}
 
 

@@ -1,4 +1,4 @@
-"""Item-ID tokenization: unique, stable identifiers made of codes that the model can generate (DESIGN.md §5)."""
+"""Item-ID tokenization: unique, stable identifiers made of codes that the model can generate (docs/item-ids.md)."""
 
 from gemst.item_ids.build import build
 from gemst.item_ids.ids import ItemIds, load

@@ -23,8 +23,8 @@ _CHECKED = (".parquet", ".safetensors")  # the map, the trie that constrains dec
 def build(items: pl.DataFrame, train: pl.DataFrame, config: Config, out: Path) -> dict[str, Any]:
     """Give every item a unique ID and write the build's folder; return its quality report.
 
-    `items` and `train` as in DESIGN.md §3; only `joint` reads `train`. With `item_ids.extends` the IDs of that build
-    stay bit for bit: new items are appended, items that are gone are retired and their IDs never reused.
+    `items` as in gemst.data.tables, `train` examples; only `joint` reads `train`. With `item_ids.extends` the IDs of
+    that build stay bit for bit: new items are appended, items that are gone are retired and their IDs never reused.
 
     The folder holds ids.parquet (the map), trie.safetensors, quality.json, quality.png, for semantic strategies
     quantizer.safetensors (what it takes to place new items), and manifest.json, written last. Raises GemstError when

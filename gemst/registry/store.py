@@ -127,6 +127,7 @@ def explained() -> Iterator[None]:
 
 
 def no_model(name: str) -> GemstError:
+    """The error of whoever looks for a champion that is not there."""
     return GemstError(
         f"{name} has no champion in the registry yet", "Run `make demo`, or `gemst register` after `gemst evaluate`"
     )
@@ -154,6 +155,7 @@ def experiment(client: MlflowClient, name: str) -> str:
 
 
 def as_metrics(scalars: dict[str, float], step: int) -> list[Metric]:
+    """MLflow metrics of one step; what is NaN or infinite is left out."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
@@ -163,5 +165,6 @@ def as_metrics(scalars: dict[str, float], step: int) -> list[Metric]:
 
 
 def log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
+    """Log them in batches of MLflow's size."""
     for first in range(0, len(metrics), 1000):
         client.log_batch(run_id, metrics=metrics[first : first + 1000])

@@ -155,12 +155,14 @@ def _quiet() -> Iterator[None]:
 
 
 def model_name(config: Config) -> str:
+    """`registry.model_name`. Raises GemstError when it is null."""
     if config.registry.model_name is None:
         raise GemstError("registry.model_name is null: there is no model to look for", "Name one in params.yaml")
     return config.registry.model_name
 
 
 def alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version that bears `alias`; None where none does, or there is no such model."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,4 +1,4 @@
-"""What a client sends and what it gets back; every size is bounded (DESIGN.md §9)."""
+"""What a client sends and what it gets back; every size is bounded."""
 
 from pydantic import BaseModel, ConfigDict, Field
 

@@ -1,4 +1,4 @@
-"""Orthonormal bases inside the null space, by warm subspace iteration from thin products (DESIGN.md §4.5)."""
+"""Orthonormal bases inside the null space, by warm subspace iteration from thin products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of the rec and of the src update is applied: g_rec + g_src = 1 (DESIGN.md §4.6)."""
+"""How much of the rec and of the src update is applied: g_rec + g_src = 1."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Signals:
 
 @dataclass
 class Gate:
-    """Holds g_rec; `state` is what a checkpoint keeps."""
+    """Holds g_rec as `logit`, which is what a checkpoint keeps."""
 
     config: Gates
     logit: float = field(init=False)

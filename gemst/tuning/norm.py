@@ -1,6 +1,6 @@
 """RMSNorm with a frozen weight: half the memory traffic of the general one, forward and backward.
 
-Norms are never trained here (DESIGN.md §4.3), so the backward pass needs the gradient of the input alone. Under
+Norms are never trained here, so the backward pass needs the gradient of the input alone. Under
 autocast the output is in the compute type at once, and the Linears behind it need no casts of their own.
 """
 

@@ -1,7 +1,7 @@
 """What general text does not use: second moments of every Linear's input, and the projector onto their low end.
 
 A Linear's output on general text moves by dW x, so the side that counts is the INPUT side: P projects onto the
-low-energy eigenspace of C = E[x x^T] and every update basis is taken inside range(P) (DESIGN.md §4.3).
+low-energy eigenspace of C = E[x x^T] and every update basis is taken inside range(P).
 """
 
 from __future__ import annotations

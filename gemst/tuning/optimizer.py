@@ -1,4 +1,4 @@
-"""Gems: Adam on subspace coefficients, folded into the weights inside the null space (DESIGN.md §4.2)."""
+"""Gems: Adam on subspace coefficients, folded into the weights inside the null space (docs/tuning.md)."""
 
 from __future__ import annotations
 

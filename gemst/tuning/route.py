@@ -51,7 +51,7 @@ class Route:
 
 @dataclass
 class Sketch:
-    """Left factors of a refresh and what the backward pass gathers for it (DESIGN.md §4.5)."""
+    """Left factors of a refresh and what the backward pass gathers for it."""
 
     left: Tensor  # U (m, R), columns as in the basis
     probe: Tensor  # (n, p) random directions of range(P) outside the shared basis Q: they estimate |G (P - Q Q^T)|^2
@@ -70,6 +70,7 @@ class Widths:
 
     @property
     def total(self) -> int:
+        """R, columns of all three."""
         return self.rec + self.shared + self.src
 
     def columns(self, name: str) -> slice:

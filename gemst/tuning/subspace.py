@@ -5,7 +5,7 @@ a zero parameter `coefficients` (m, R) that the forward ignores. Rows of a batch
 
     C_rec = dY_rec^T (X_rec Q_rec),  C_src = dY_src^T (X_src Q_src),  C_shared = dY^T (X Q_shared)
 
-are slices of one pass (DESIGN.md §4.4). They arrive as the gradient of `coefficients`; W itself requires none.
+are slices of one pass. They arrive as the gradient of `coefficients`; W itself requires none.
 """
 
 from __future__ import annotations

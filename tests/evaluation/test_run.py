@@ -64,7 +64,7 @@ def splits(users: int = 25) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
 
 
 def config(**evaluation: Any) -> Config:
-    return Config.model_validate({"evaluation": evaluation})
+    return Config.model_validate({"data": {"negatives": "shown"}, "evaluation": evaluation})
 
 
 def oracle(examples: pl.DataFrame, k: int, seen: pl.DataFrame | None) -> pl.DataFrame:

@@ -22,7 +22,7 @@ class Reference(ABC):
     counts: NDArray[np.int64]  # train events per item, same order
 
     def fit(self, train: pl.DataFrame, items: pl.DataFrame) -> Self:
-        """Learn from train examples (see DESIGN.md §3 for the columns) and from the items' text."""
+        """Learn from train examples (columns: gemst.data.tables) and from the items' text."""
         events = train_events(train)
         catalogue = (
             items.join(events.group_by("item_id").len("count"), on="item_id", how="left")

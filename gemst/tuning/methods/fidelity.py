@@ -1,8 +1,8 @@
-"""GEMS as the paper's equations have it and as the released code runs it (DESIGN.md §4.8): to compare with our engine.
+"""GEMS as the paper's equations have it and as the released code runs it (docs/tuning.md): to compare with our engine.
 
 Both work on whole m x n gradients G_s of the rec, src and joint loss and take each basis from an SVD of G_s every
 `refresh_every` steps. Moments stay in the coordinates of the old basis, an absent task has a gradient of zero, every
-step counts in the bias correction, weight decay acts on the whole of W, and nothing is clipped.
+step counts in the bias correction, weight decay acts on the whole of W, and item rows alone are clipped.
 
     paper      C_s = G_s Q_s; Adam on C_s; the merged update is projected: W <- W - lr scale (sum_s g_s N_s Q_s^T) P
     released   G_s <- P_out G_s first, P_out from the OUTPUT's second moments; then the SVD of that, its right side
