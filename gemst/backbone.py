@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from gemst.prompts import Prompter
 
 
+_ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
+_TEXTS = 10_000  # whose token embeddings are in memory at once
+
+
 @dataclass(frozen=True)
 class Tuned:
     """A tuned model with everything it takes to rank: the artefact folder `artifacts/model`, loaded."""
@@ -33,9 +37,11 @@ class Tuned:
 def load(backbone: Backbone) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a decoder-only or encoder-decoder checkpoint in float32, in eval mode, with its tokenizer.
 
-    `backbone.name` is a local folder or a hub name. Raises GemstError when it is neither.
+    `backbone.name` is a local folder or a hub name. Raises GemstError when it is neither, when its files are damaged,
+    or when it has fewer than `backbone.num_layers` layers.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -44,6 +50,7 @@ def load(backbone: Backbone) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         config = AutoConfig.from_pretrained(backbone.name)
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         if backbone.num_layers is not None:
+            _check_depth(config, backbone.num_layers)
             config.num_hidden_layers = backbone.num_layers
             if hasattr(config, "num_decoder_layers"):
                 config.num_decoder_layers = backbone.num_layers
@@ -51,12 +58,19 @@ def load(backbone: Backbone) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
                 config.layer_types = config.layer_types[: backbone.num_layers]
         model = family.from_pretrained(backbone.name, config=config, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(backbone.name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise GemstError(
             f"backbone.name = {backbone.name!r} cannot be loaded ({str(error).splitlines()[0]})",
             "Run `gemst fetch` for the default backbone, or name a folder with config.json and safetensors",
         ) from None
     return model.eval(), tokenizer
+
+
+def _check_depth(config: Any, layers: int) -> None:
+    """Layers beyond the checkpoint's would be random ones, other ones at every load."""
+    depth = min(config.num_hidden_layers, getattr(config, "num_decoder_layers", None) or config.num_hidden_layers)
+    if layers > depth:
+        raise GemstError(f"backbone.num_layers = {layers}, and the backbone has {depth}", f"Keep {depth} or fewer")
 
 
 def vocabulary(model: PreTrainedModel) -> Tensor:
@@ -94,10 +108,23 @@ def decoder_start(model: PreTrainedModel) -> int | None:
 
 
 def takes_positions(model: PreTrainedModel) -> bool:
-    """Whether a decoder-only family lets the caller place tokens (`position_ids`), which packed rows and beams need."""
+    """Whether a decoder-only family lets the caller place tokens, which packed rows and beams need.
+
+    That takes `position_ids` and layers that look through a mask: convolutions, linear attention and Mamba carry a
+    state along the row whatever the mask says, and ALiBi counts places in the row.
+    """
     from inspect import signature
 
-    return "position_ids" in signature(model.base_model.forward).parameters
+    config = model.config.get_text_config()
+    carried = getattr(model, "_is_stateful", False) or not set(getattr(config, "layer_types", None) or ()) <= _ATTENTION
+    placed = "position_ids" in signature(model.base_model.forward).parameters
+    return placed and not carried and not getattr(config, "alibi", False)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The most tokens a decoder-only family was made for; None where it has no limit (the T5 family, ALiBi)."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit and not is_encoder_decoder(model) else None
 
 
 def attention_window(model: PreTrainedModel) -> int | None:
@@ -126,12 +153,16 @@ def add_item_tokens(
 
     A head tied to the input embedding is untied; old rows keep their bits. Returns the vocabulary id of the first
     new token. They are special tokens, so that text encoded with `split_special_tokens` can never spell one.
-    Raises GemstError when the tokenizer knows one of them already.
+    Raises GemstError when the tokenizer knows one of them already, or its ids have gaps.
     """
     import torch
     from tokenizers import AddedToken
 
     first = len(tokenizer)
+    if max(tokenizer.get_vocab().values(), default=-1) >= first:
+        raise GemstError(
+            "the tokenizer's ids have gaps: a new token would take the place of a word", "Take another backbone"
+        )
     added = tokenizer.add_special_tokens(
         {"extra_special_tokens": [AddedToken(token, special=True, normalized=False) for token in tokens]},
         replace_extra_special_tokens=False,
@@ -165,13 +196,15 @@ def text_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts:
     import torch
 
     embedding = vocabulary(model).detach()
-    encoded = encode_text(tokenizer, texts)
-    flat = torch.tensor([token for tokens in encoded for token in tokens], dtype=torch.long)
-    lengths = torch.tensor([len(tokens) for tokens in encoded], dtype=torch.long)
-    owner = torch.repeat_interleave(torch.arange(len(texts)), lengths)
-    rows = torch.zeros(len(texts), embedding.shape[1]).index_add_(0, owner, embedding[flat])
-    rows /= lengths.clamp(min=1)[:, None]
-    rows[lengths == 0] = embedding.mean(0)
+    rows = torch.zeros(len(texts), embedding.shape[1])
+    for start in range(0, len(texts), _TEXTS):
+        encoded = encode_text(tokenizer, texts[start : start + _TEXTS])
+        flat = torch.tensor([token for tokens in encoded for token in tokens], dtype=torch.long)
+        lengths = torch.tensor([len(tokens) for tokens in encoded], dtype=torch.long)
+        owner = torch.repeat_interleave(torch.arange(len(encoded)), lengths)
+        mine = rows[start : start + _TEXTS].index_add_(0, owner, embedding[flat])
+        mine /= lengths.clamp(min=1)[:, None]
+        mine[lengths == 0] = embedding.mean(0)
     return rows * (embedding.norm(dim=1).mean() / rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
 
 
@@ -258,6 +291,7 @@ def load_tuned(folder: Path, device: torch.device | str = "cpu") -> Tuned:
     model.to(device)  # type: ignore[arg-type]
     ids = item_ids.load(folder / "item_ids")
     prompter = Prompter(
-        tokenizer, ids.token_ids(card["first_item_token"]), ids.index, Prompts(**card["prompts"]), card["max_history"]
-    )
+        tokenizer, ids.token_ids(card["first_item_token"]), ids.index, Prompts(**card["prompts"]), card["max_history"],
+        context_length(model),
+    )  # fmt: skip
     return Tuned(model, tokenizer, ids, card["first_item_token"], prompter)

@@ -14,6 +14,7 @@ import polars as pl
 
 from gemst.backbone import encode_text
 from gemst.config import Prompts
+from gemst.errors import GemstError
 from gemst.item_ids.ids import rows_by
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 RECOMMENDATION, SEARCH = "recommendation", "search"
 TASKS = (RECOMMENDATION, SEARCH)
+LONGEST_QUERY = 256  # tokens; what a longer query, or a pasted page, says beyond them is not read
+_SHORTEST_QUERY = 8  # tokens a context must leave for it
 
 # style -> (prefix, recommendation suffix, search suffix). `paper` is the released code's text.
 _STYLES = {
@@ -39,6 +42,8 @@ class Prompter:
     """Builds prompts for one model.
 
     `token_ids` (items, levels) int64 holds each item's vocabulary ids, padded with -1; `index` maps item_id to its row.
+    `context` is the most tokens the backbone takes, if it has a limit: queries are cut to what histories leave of it.
+    Raises GemstError when they leave nothing.
     """
 
     def __init__(
@@ -48,17 +53,36 @@ class Prompter:
         index: dict[str, int],
         style: Prompts,
         max_history: int,
+        context: int | None = None,
     ) -> None:
         self.tokenizer, self.token_ids, self.index, self.max_history = tokenizer, token_ids, index, max_history
         prefix, self._recommend, self._search = _STYLES[style.style]
         self.prefix: list[int] = encode_text(tokenizer, [prefix])[0]
+        before, self._after = self._search.split("{q}")
+        around = sum(map(len, encode_text(tokenizer, [before, self._after])))
+        self.longest_query = LONGEST_QUERY
+        if context is not None:
+            taken = len(self.prefix) + around + (max_history + 1) * token_ids.shape[1]
+            self.longest_query = min(LONGEST_QUERY, context - taken)
+            if self.longest_query < _SHORTEST_QUERY:
+                raise GemstError(
+                    f"data.max_history = {max_history} items make {taken} tokens, and the backbone takes {context}",
+                    "Lower data.max_history",
+                )
+        self.longest_suffix = self.longest_query + around
 
     def suffixes(self, queries: list[str | None]) -> list[list[int]]:
-        """Token ids after the history, one list per query; None stands for a recommendation."""
+        """Token ids after the history, one list per query; None stands for a recommendation.
+
+        A query of more than `longest_query` tokens is cut, the template's words after it are not.
+        """
         distinct = list(dict.fromkeys(queries))
-        before, after = self._search.split("{q}")
-        texts = [self._recommend if query is None else before + query + after for query in distinct]
+        texts = [self._recommend if query is None else self._search.replace("{q}", query) for query in distinct]
         encoded = dict(zip(distinct, encode_text(self.tokenizer, texts), strict=True))
+        end = encode_text(self.tokenizer, [self._after])[0]
+        for query, tokens in encoded.items():
+            if len(tokens) > self.longest_suffix:
+                encoded[query] = tokens[: self.longest_suffix - len(end)] + end
         return [encoded[query] for query in queries]
 
     def encode(self, examples: pl.DataFrame) -> list[list[int]]:

@@ -7,17 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     GPTNeoConfig,
     GPTNeoForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
 from gemst import backbone
 from gemst.config import Backbone
+from gemst.errors import GemstError
 from tests.ranking.tiny import FAMILIES, PECULIAR, tokenizer
 
 TOKENS = [f"<item_{number}>" for number in range(5)]
@@ -111,3 +115,39 @@ def test_a_scaled_head_stays_scaled_after_export(tmp_path: Path) -> None:
     asked = {"input_ids": torch.tensor([[3, 4, 5]]), "decoder_input_ids": torch.tensor([[0]])}
     with torch.no_grad():
         torch.testing.assert_close(again(**asked).logits, model(**asked).logits)
+
+
+def test_layers_that_a_checkpoint_lacks_are_not_made_up(tmp_path: Path) -> None:
+    FAMILIES["llama"](20).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    assert backbone.load(Backbone(name=str(tmp_path), num_layers=1))[0].config.num_hidden_layers == 1
+    with pytest.raises(GemstError, match=r"backbone\.num_layers = 4, and the backbone has 2"):
+        backbone.load(Backbone(name=str(tmp_path), num_layers=4))
+
+
+def test_a_cut_checkpoint_is_one_line(tmp_path: Path) -> None:
+    FAMILIES["llama"](20).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(GemstError, match=r"backbone\.name = .* cannot be loaded"):
+        backbone.load(Backbone(name=str(tmp_path)))
+
+
+def test_item_tokens_never_take_the_place_of_a_word() -> None:
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "film": 7}, unk_token="a")))
+    with pytest.raises(GemstError, match="ids have gaps"):
+        backbone.add_item_tokens(FAMILIES["llama"](8), words, TOKENS, torch.zeros(5, 32), torch.zeros(5, 32))
+
+
+def test_rows_of_texts_do_not_depend_on_how_many_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, words = FAMILIES["llama"](20), tokenizer()
+    texts = ["old film", "", "the drama , a film", "comedy", "a a a", ""]
+    whole = backbone.text_rows(model, words, texts)
+    monkeypatch.setattr(backbone, "_TEXTS", 4)
+    assert torch.equal(backbone.text_rows(model, words, texts), whole)
+
+
+@pytest.mark.parametrize(("family", "limit"), [("llama", 256), ("gpt2", 256), ("t5", None), ("bloom", None)])
+def test_context_length(family: str, limit: int | None) -> None:
+    assert backbone.context_length((FAMILIES | PECULIAR)[family](20)) == limit

@@ -65,6 +65,8 @@ def revive(x: Floats, centroids: Floats) -> Floats:
     for _ in range(20):
         codes = nearest(x, centroids)
         dead = np.flatnonzero(np.bincount(codes, minlength=len(centroids)) == 0)
+        if len(dead) == 0:
+            break
         error = np.square(x - centroids[codes]).sum(1)
         far = np.argsort(-error, kind="stable")
         far = far[error[far] > 1e-10]

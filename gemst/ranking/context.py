@@ -6,6 +6,7 @@ prompt's keys and values are neither copied per beam nor reordered between steps
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ from gemst.errors import GemstError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+# A T5 decoder's position bias is replaced while branches are hung: requests in other threads wait for their turn.
+_DECODING = threading.Lock()
 
 
 class Context(ABC):
@@ -99,9 +104,13 @@ class _EncoderDecoder(Context):
         self.encoded = model.get_encoder()(input_ids=ids, attention_mask=self.mask).last_hidden_state
         start = model.config.decoder_start_token_id
         starts = torch.full((len(prompts), 1), 0 if start is None else start, device=ids.device)
-        output = self.decoder(
-            input_ids=starts, encoder_hidden_states=self.encoded, encoder_attention_mask=self.mask, use_cache=branches
-        )
+        with _DECODING:
+            output = self.decoder(
+                input_ids=starts,
+                encoder_hidden_states=self.encoded,
+                encoder_attention_mask=self.mask,
+                use_cache=branches,
+            )
         self.states = output.last_hidden_state[:, 0]
         self.cache = output.past_key_values
         self.depth = torch.zeros_like(starts)
@@ -109,7 +118,7 @@ class _EncoderDecoder(Context):
     def extend(self, tokens: Tensor, level: Tensor, ancestors: Tensor) -> Tensor:
         self.depth = torch.cat([self.depth, level + 1], 1)
         start = torch.ones_like(ancestors[..., :1])
-        with self._positions(self.depth[:, None] - (level + 1)[..., None]):
+        with _DECODING, self._positions(self.depth[:, None] - (level + 1)[..., None]):
             output = self.decoder(
                 input_ids=tokens,
                 attention_mask=_additive(torch.cat([start, ancestors], 2), self.states.dtype),

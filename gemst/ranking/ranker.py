@@ -40,7 +40,7 @@ def rank(
     rows, items, scores = [], [], []
     with torch.inference_mode():
         for batch in track(batches(prompts, ranking.batch_size), "ranking", -(-len(prompts) // ranking.batch_size)):
-            local, left_out = _of_batch(batch, seen_rows, seen_items)
+            local, left_out = of_batch(batch, seen_rows, seen_items)
             chosen = [prompts[i] for i in batch]
             found, value = (
                 _one_step(tuned, chosen, k, local, left_out) if beams is None else beams(chosen, k, local, left_out)
@@ -117,8 +117,8 @@ def _seen(tuned: Tuned, seen: pl.DataFrame | None) -> tuple[Longs, Longs]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def _of_batch(batch: Longs, rows: Longs, items: Longs) -> tuple[Longs, Longs]:
-    """The pairs of a batch's examples: position in the batch, item row."""
+def of_batch(batch: Longs, rows: Longs, items: Longs) -> tuple[Longs, Longs]:
+    """The pairs of a batch's examples: position in the batch, item. `rows`, the examples of `items`, are sorted."""
     first, last = np.searchsorted(rows, batch), np.searchsorted(rows, batch, side="right")
     counts = last - first
     at = np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gemst.config import Ranking
 from gemst.errors import GemstError
 from gemst.ranking.context import encode
-from gemst.ranking.ranker import batches, checked, level_scores
+from gemst.ranking.ranker import batches, checked, level_scores, of_batch
 
 if TYPE_CHECKING:
     from gemst.backbone import Tuned
@@ -38,14 +38,13 @@ def score(tuned: Tuned, examples: pl.DataFrame, candidates: pl.Series, ranking: 
     paths = tuned.ids.trie.paths(items)
     values = np.full(len(pairs), -np.inf, np.float32)
     prompts = tuned.prompter.encode(examples)
-    known = paths[:, 0] >= 0
+    known = np.flatnonzero(paths[:, 0] >= 0)
+    owners = rows[known]
     with torch.inference_mode():
         for batch in batches(prompts, (ranking or Ranking()).batch_size):
-            where = np.full(len(prompts), -1)
-            where[batch] = np.arange(len(batch))
-            mine = np.flatnonzero(known & (where[rows] >= 0))
+            at, mine = of_batch(batch, owners, known)
             if len(mine):
-                values[mine] = _score_batch(tuned, [prompts[i] for i in batch], where[rows[mine]], paths[mine])
+                values[mine] = _score_batch(tuned, [prompts[i] for i in batch], at, paths[mine])
     checked(values)
     ordered = pairs.with_columns(score=pl.Series(values)).sort(
         "row", "score", descending=[False, True], maintain_order=True

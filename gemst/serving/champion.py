@@ -39,18 +39,19 @@ def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame
         raise GemstError(f"k = {k} is out of bounds", f"Ask for 1 to {MOST_ITEMS} items")
     items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
     events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
-    history = events.filter(pl.col("user_id") == user).sort("timestamp", maintain_order=True)["item_id"].to_list()
-    if not history:
+    met = events.filter(pl.col("user_id") == user).sort("timestamp", maintain_order=True)
+    if met.is_empty():
         raise GemstError(f"user {user!r} has no event", f"Known users are in {layout.VALIDATED / 'events.parquet'}")
     if config.threads:
         torch.set_num_threads(config.threads)
     tuned = backbone.load_tuned(registry.champion(config).folder, backbone.best_device())
     task = "recommendation" if query is None else "search"
+    history = (met.filter(task=task) if config.data.history == "own" else met)["item_id"].to_list()
     asked = pl.DataFrame(
         {"user_id": [user], "task": [task], "query": [query], "history": [history]},
         schema_overrides={"query": pl.String, "history": pl.List(pl.String)},
     )
-    seen = pl.DataFrame({"row": [0] * len(history), "item_id": history}, schema_overrides={"row": pl.UInt32})
+    seen = met.select(pl.lit(0, pl.UInt32).alias("row"), "item_id")
     ranked = rank(tuned, asked, k, config.ranking, seen if config.evaluation.exclude_seen else None)
     return (
         ranked.join(items.select("item_id", "title"), on="item_id", how="left")

@@ -86,7 +86,14 @@ def run(
     if config.tuning.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     backbone.settle(model, processes.device)
-    prompter = Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, config.data.max_history)
+    prompter = Prompter(
+        tokenizer,
+        ids.token_ids(first),
+        ids.index,
+        config.prompts,
+        config.data.max_history,
+        backbone.context_length(model),
+    )
     examples = with_alignment(train, items, ids, config.tuning.alignment, config.seed)
     batches = make_batches(config, examples, prompter, backbone.decoder_start(model))
     item_model = ItemModel(model, first, ids.level_sizes, config.tuning.loss == "vocabulary", white)

@@ -54,7 +54,14 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
     inputs = settings.norm * start_rows(model, tokenizer, ids, items, company, settings.behaviour)
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, inputs, text * settings.scale)
     backbone.settle(model, place)
-    prompter = Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, config.data.max_history)
+    prompter = Prompter(
+        tokenizer,
+        ids.token_ids(first),
+        ids.index,
+        config.prompts,
+        config.data.max_history,
+        backbone.context_length(model),
+    )
     batches = make_batches(config, train, prompter, backbone.decoder_start(model))
     item_model = ItemModel(model, first, ids.level_sizes, whole_vocabulary=False).eval()
     manifest: dict[str, Any] = {"ids": _identity(ids), "tokens": 0, "targets": 0, "levels": []}

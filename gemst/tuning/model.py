@@ -11,6 +11,7 @@ from torch.nn import functional
 from gemst.backbone import (
     attention_window,
     capped,
+    context_length,
     embedded,
     hidden,
     output_bias,
@@ -98,8 +99,14 @@ class ItemModel(nn.Module):
                 f"tuning.layout chain packs rows that {family} cannot place: no position_ids",
                 "Set tuning.layout: single",
             )
+        longest, limit = int(position_ids.max()) + 1, context_length(self.model)
+        if limit is not None and longest > limit:
+            raise GemstError(
+                f"tuning.layout chain has prompts of {longest} tokens, and {family} takes {limit}",
+                "Lower tuning.chain_items",
+            )
         window = attention_window(self.model)  # the packed rows' own mask takes its place
-        if window is not None and (longest := int(position_ids.max()) + 1) > window:
+        if window is not None and longest > window:
             raise GemstError(
                 f"tuning.layout chain has prompts of {longest} tokens, and the sliding_window of {family} is {window}",
                 "Set tuning.layout: single, or lower tuning.chain_items",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from gemst.config import Ranking
+from gemst.errors import GemstError
 from gemst.ranking import rank
 from tests.ranking.tiny import brute_force, examples, make_ids, make_tuned, random_ids
 
@@ -103,5 +107,33 @@ def test_no_examples_give_an_empty_ranking() -> None:
 def test_bfloat16_models_rank_too(family: str) -> None:
     ids = random_ids(12, (3, 3, 3))
     tuned, asked = make_tuned(family, ids), examples(ids, 3)
+    whole = brute_force(tuned, asked)
     tuned.model.to(torch.bfloat16)
-    assert [len(found) for found in lists(rank(tuned, asked, 5, Ranking()), 3)] == [5, 5, 5]
+    ranked = rank(tuned, asked, 12, Ranking())
+    assert [len(found) for found in lists(ranked, 3)] == [12, 12, 12]
+    items = ranked["item_id"].str.slice(1).cast(pl.Int64).to_numpy()
+    np.testing.assert_allclose(ranked["score"].to_numpy(), whole[ranked["row"].to_numpy(), items], atol=0.1)
+    assert whole.std() > 0.3  # else any order would pass
+
+
+def test_requests_in_many_threads_are_ranked_as_in_one(family: str) -> None:
+    ids = random_ids(12, (3, 3, 3))
+    tuned, asked = make_tuned(family, ids), examples(ids, 4)
+    alone = [rank(tuned, asked[row], 5, Ranking()) for row in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            for one, other in zip(
+                pool.map(lambda row: rank(tuned, asked[row], 5, Ranking()), range(4)), alone, strict=True
+            ):
+                assert_frame_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "lfm2"])
+def test_a_family_without_branches_is_refused_by_name(kind: str) -> None:
+    ids = random_ids(12, (3, 4))
+    tuned = make_tuned(kind, ids)
+    with pytest.raises(GemstError, match=r"semantic item IDs cannot be decoded with .*ForCausalLM"):
+        rank(tuned, examples(ids, 2), 5, Ranking())
+    atomic = random_ids(12, (12,))
+    tuned, asked = make_tuned(kind, atomic), examples(atomic, 3)
+    assert_scores(rank(tuned, asked, 5, Ranking()), brute_force(tuned, asked))

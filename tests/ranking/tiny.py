@@ -22,6 +22,8 @@ from transformers import (
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -118,6 +120,11 @@ def bloom(vocabulary: int) -> PreTrainedModel:
     return BloomForCausalLM(BloomConfig(vocab_size=vocabulary, hidden_size=32, n_layer=2, n_head=4))
 
 
+def lfm2(vocabulary: int) -> PreTrainedModel:
+    """A short convolution in its first layer looks at neighbours whatever a mask says."""
+    return Lfm2ForCausalLM(Lfm2Config(vocab_size=vocabulary, layer_types=["conv", "full_attention"], **_SMALL))
+
+
 _SMALL: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.15,
@@ -126,6 +133,7 @@ _SMALL: dict[str, Any] = {
 FAMILIES: dict[str, Callable[[int], PreTrainedModel]] = {"llama": llama, "t5": t5, "gpt2": gpt2}
 PECULIAR: dict[str, Callable[[int], PreTrainedModel]] = {  # what ranking has to know of a family
     "granite": granite, "gemma2": gemma2, "gemma3": gemma3, "phi": phi, "mistral": mistral, "bloom": bloom,
+    "lfm2": lfm2,
 }  # fmt: skip
 
 

@@ -90,11 +90,12 @@ def test_rows_learned_in_another_base_are_the_same_model(tokenizer, train, promp
     torch.testing.assert_close(output_head(model).weight, head, atol=1e-4, rtol=1e-4)
 
 
-def test_a_family_that_cannot_place_tokens_tunes_on_single_rows_only(train, prompter) -> None:
-    model = PECULIAR["bloom"](20 + ITEMS)
+@pytest.mark.parametrize("family", ["bloom", "lfm2"])
+def test_a_family_that_cannot_place_tokens_tunes_on_single_rows_only(family, train, prompter) -> None:
+    model = PECULIAR[family](20 + ITEMS)
     items = ItemModel(model, 20, (ITEMS,), False)
     chains = make_batches(Config.model_validate({"tuning": {"layout": "chain"}}), train, prompter, None)
-    with pytest.raises(GemstError, match=r"BloomForCausalLM cannot place.*tuning.layout: single"):
+    with pytest.raises(GemstError, match=r"ForCausalLM cannot place.*tuning.layout: single"):
         items(next(chains(0)))
     single = make_batches(Config.model_validate({"tuning": {"layout": "single"}}), train, prompter, None)
     assert items(next(single(0))).isfinite().all()
