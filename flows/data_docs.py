@@ -20,9 +20,11 @@ def publish(held: bool) -> None:
     When it did not, the report of the version that was refused is shown; a validation that ended before it could
     judge anything leaves no artefact.
     """
-    path = layout.VALIDATION / "report.json"
-    report = read_json(path) if path.exists() else None
-    if report is not None and held != bool(report["failed"]):
+    paths = layout.VALIDATION / "report.json", layout.TABLES / "ingest.json"
+    if not all(path.exists() for path in paths):
+        return
+    report, ingested = map(read_json, paths)
+    if account.belongs(report, ingested) and held != bool(report["failed"]):
         create_markdown_artifact(
             markdown(report), key=KEY, description="Rows, quarantine and Data Docs of this version"
         )

@@ -254,6 +254,8 @@ def _origin() -> dict[str, str]:
     if not raw.exists() or not report.exists():
         return {}
     ingested, validated = read_json(raw), read_json(report)
+    if not account.belongs(validated, ingested):  # ingested again since: the tables are still the earlier ones
+        return {}
     rows = account.lines(ingested["rows_in"], validated["rows_out"], ingested["dropped"], validated["quarantined"])
     return {
         **ingested["mapping"],

@@ -266,7 +266,7 @@ class Registry(Section):
 class Config(Section):
     """The whole tree."""
 
-    seed: int = Field(7, description="of every random draw: equal seeds, equal results on one kind of machine")
+    seed: Natural = Field(7, description="of every random draw: equal seeds, equal results on one kind of machine")
     threads: Positive | None = Field(None, description="compute threads; null takes all cores")
     data: Data = Data()
     backbone: Backbone = Backbone()
@@ -312,8 +312,8 @@ def load(path: Path = Path("params.yaml"), overrides: list[str] | None = None) -
 
     Raises GemstError naming the field, the value given and what is allowed.
     """
-    if not path.exists():
-        raise GemstError(f"{path} does not exist", "Run gemst in a project folder, or name a file with --params")
+    if not path.is_file():
+        raise GemstError(f"{path} is no file", "Run gemst in a project folder, or name a file with --params")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -352,7 +352,8 @@ def _explain(error: ValidationError, path: Path) -> str:
         if fault["type"] == "extra_forbidden":
             faults.append(f"{where} is not a parameter{_nearest(fault['loc'])}")
         elif isinstance(fault["input"], dict) and fault["type"] == "value_error":  # parameters that do not go together
-            faults.append(fault["msg"].removeprefix("Value error, "))
+            said = fault["msg"].removeprefix("Value error, ")
+            faults.append(f"{where}: {said}" if fault["loc"] else said)
         else:
             faults.append(f"{where} = {fault['input']!r}: {fault['msg']}")
     return f"{path}: " + "; ".join(faults)

@@ -27,7 +27,6 @@ def ingest(config: Config) -> Summary:
     from gemst.data import account, sources, tables
 
     with stage("ingest") as summary:
-        require(config.data.path, made_by="gemst fetch")
         loaded = sources.load(config.data)
         summary.read |= loaded.rows_in
         summary.dropped |= loaded.dropped

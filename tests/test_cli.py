@@ -94,8 +94,8 @@ def test_results_are_a_table_of_tabs_in_a_pipe(project, monkeypatch):
     [
         (["tune", "--set", "tuning.rnk=3"], "gemst: params.yaml: tuning.rnk is not a parameter (did you mean 'rank'?)"),
         (["tune", "--set", "tuning.rank=-1"], "tuning.rank = -1"),
-        (["tune", "--params", "none.yaml"], "gemst: none.yaml does not exist. Run gemst in a project folder"),
-        (["ingest"], "gemst: data/ml-100k does not exist. Run `gemst fetch` first"),
+        (["tune", "--params", "none.yaml"], "gemst: none.yaml is no file. Run gemst in a project folder"),
+        (["ingest"], "gemst: data.path = data/ml-100k is not a folder. Set it to the raw logs, or run `gemst fetch`"),
         (["validate"], "gemst: artifacts/tables/items.parquet does not exist. Run `gemst ingest` first"),
         (["split"], "Run `gemst validate` first"),
         (["tokenize"], "Run `gemst validate` first"),

@@ -59,7 +59,7 @@ def test_a_broken_file_is_one_line(params, text, said):
 
 
 def test_missing_and_empty_file(params, tmp_path):
-    with pytest.raises(GemstError, match=r"none\.yaml does not exist"):
+    with pytest.raises(GemstError, match=r"none\.yaml is no file"):
         config.load(tmp_path / "none.yaml")
     params.write_text("")
     assert config.load(params) == config.Config()

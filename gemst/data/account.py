@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gemst.errors import GemstError
 
 
@@ -30,6 +32,12 @@ def lines(
             ends["in quarantine"] = _sum(table, quarantined)
         found.append(line(table, _sum(table, rows_in), ends | {"dropped": _sum(table, dropped)}))
     return found
+
+
+def belongs(report: dict[str, Any], ingested: dict[str, Any]) -> bool:
+    """Whether a validation report judged the tables that the present ingest.json is about, and not earlier ones."""
+    made = (ingested["rows_in"], ingested["dropped"])
+    return all(rows == _sum(table, made[0]) - _sum(table, made[1]) for table, rows in report["rows_in"].items())
 
 
 def _sum(table: str, counts: dict[str, int]) -> int:

@@ -1,20 +1,21 @@
 """BM25-hard negatives: what a text search engine would have put beside the target.
 
-Postings and sums are polars joins; weights are integers, so a sum does not depend on the order of its terms and equal
+Postings and sums are polars tables; weights are integers, so a sum does not depend on the order of its terms and equal
 scores are really equal (a fixed hash of the item then decides).
 """
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+
 import polars as pl
 
+from gemst.data.blocks import blocks, spread
 from gemst.data.hashing import stable_hash
 
 _K1, _B = 1.2, 0.75
 _UNIT = 1e6  # integer weights are millionths
 _WORD = r"\p{Han}|[^\W\p{Han}]+"  # a Chinese character counts as a word
-_QUERIES = 256  # distinct queries scored at once
 
 
 def words(text: pl.Expr) -> pl.Expr:
@@ -37,37 +38,55 @@ def postings(items: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:
     return counts.select("word", "item", weight=(weight * _UNIT).round().cast(pl.Int64))
 
 
-def hardest(
-    queries: pl.DataFrame, items: pl.DataFrame, ids: pl.Series, barred: pl.DataFrame, count: int
-) -> pl.DataFrame:
+@dataclass(frozen=True)
+class Index:
+    """A catalogue to look words up in: the postings of a word are rows begin .. begin + length - 1 of `postings`."""
+
+    words: pl.DataFrame  # word, begin, length
+    postings: pl.DataFrame  # item (code), weight
+    ties: pl.Series  # uint64 of each item, decides between equal scores
+
+
+def index(items: pl.DataFrame, ids: pl.Series) -> Index:
+    """The index of `items`; an item's code is its position in `ids`."""
+    table = postings(items, ids).sort("word").with_row_index("begin")
+    spans = table.group_by("word", maintain_order=True).agg(pl.col("begin").first(), length=pl.len())
+    return Index(spans, table.select("item", "weight"), pl.Series("tie", stable_hash(ids)))
+
+
+def hardest(queries: pl.DataFrame, index: Index, barred: pl.DataFrame, count: int) -> pl.DataFrame:
     """The `count` best-scoring items per row that are not barred: columns row, item, best first.
 
     `queries` has row, query; `barred` has row, item. Only items that share a word with the query are scored, so a row
-    can have fewer.
+    can have fewer. Takes memory for `count` and the barred items of each row, and for the postings of a few queries.
     """
-    table = postings(items, ids)
-    tie = pl.DataFrame({"item": np.arange(len(ids), dtype=np.uint32), "tie": stable_hash(ids)})
+    terms = (
+        queries.select(pl.col("query").unique().sort())
+        .with_columns(word=words(pl.col("query")).list.unique())
+        .explode("word", empty_as_null=True)
+        .join(index.words, on="word", maintain_order="left")
+    )
+    need = pl.col("barred").fill_null(0) + count  # enough once the barred ones are out
+    asked = queries.join(barred.group_by("row").agg(barred=pl.len()), on="row", how="left", maintain_order="left")
     found = [pl.DataFrame(schema={"row": pl.UInt32, "item": pl.UInt32})]
-    distinct = queries["query"].unique().sort()
-    most = int(np.bincount(barred["row"].to_numpy()).max(initial=0)) + count  # enough once the barred ones are out
-    for start in range(0, len(distinct), _QUERIES):
-        batch = distinct.slice(start, _QUERIES).to_frame()
-        scored = (
-            batch.with_columns(word=words(pl.col("query")).list.unique())
-            .explode("word", empty_as_null=True)
-            .join(table, on="word")
+    distinct = terms.group_by("query", maintain_order=True).agg(pl.col("length").sum())
+    for block in blocks(distinct["length"]):
+        batch = distinct[block].select("query")
+        ranked = (
+            spread(terms.join(batch, on="query", how="semi").drop("word"), index.postings)
             .group_by("query", "item")
             .agg(pl.col("weight").sum())
-            .join(tie, on="item")
+            .with_columns(tie=pl.lit(index.ties).gather("item"))
             .sort("query", -pl.col("weight"), "tie")
-            .group_by("query", maintain_order=True)
-            .head(most)
+        )
+        places = ranked.with_row_index("begin").group_by("query").agg(pl.col("begin").first(), length=pl.len())
+        best = asked.join(places, on="query", maintain_order="left").select(
+            "row", "begin", length=pl.min_horizontal("length", need)
         )
         found.append(
-            queries.join(scored, on="query", maintain_order="left_right")
+            spread(best, ranked.select("item"))
             .join(barred, on=["row", "item"], how="anti", maintain_order="left")
             .group_by("row", maintain_order=True)
             .head(count)
-            .select("row", "item")
         )
     return pl.concat(found)

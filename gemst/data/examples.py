@@ -74,6 +74,7 @@ class _Plan:
     """Everything decided, nothing spelt out yet."""
 
     log: Log
+    met: pl.DataFrame  # user, item of every event, as codes of the log: also of those outside the k-core
     split: Split
     items: pl.DataFrame
     events: pl.DataFrame
@@ -117,7 +118,7 @@ class _Plan:
             return table.with_columns(targets=found, negatives=empty).select(EXAMPLES.names())
         wanted = _targets_of(log, heads, targets)
         found = _as_lists(wanted, len(heads), log.items)
-        drawn = negatives.draw(self.config, self.seed, log, heads, wanted, self.items, self.events)
+        drawn = negatives.draw(self.config, self.seed, log, heads, wanted, self.items, self.events, self.met)
         return table.with_columns(targets=found, negatives=_as_lists(drawn, len(heads), log.items)).select(
             EXAMPLES.names()
         )
@@ -125,6 +126,7 @@ class _Plan:
 
 def _plan(items: pl.DataFrame, events: pl.DataFrame, config: Data, seed: int) -> _Plan:
     log, unknown = code(items, events)
+    met = pl.DataFrame({"user": log.user, "item": log.item})
     kept = k_core(log.user, log.item, config.core)
     dropped = {"item not in items": unknown, f"outside the {config.core}-core": int((~kept).sum())}
     log = log.only(kept)
@@ -153,7 +155,7 @@ def _plan(items: pl.DataFrame, events: pl.DataFrame, config: Data, seed: int) ->
     train_items = np.unique(log.item[parts.part == TRAIN])
     counts["unseen_test_items"] = len(np.setdiff1d(log.item[(parts.part == TEST) & parts.target], train_items))
     counts["dropped"] = {rule: rows for rule, rows in dropped.items() if rows}
-    return _Plan(log, parts, items, events, config, seed, counts)
+    return _Plan(log, met, parts, items, events, config, seed, counts)
 
 
 def _targets_of(log: Log, heads: Rows, targets: Rows) -> pl.DataFrame:

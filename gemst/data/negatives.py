@@ -2,7 +2,7 @@
 
 Drawn with a counter-based hash of the seed and the example itself, so an example's negatives depend neither on the
 other examples nor on order or threads. An item the user ever met, targets included, is no negative (except for
-`shown`, which is what the page showed minus the targets).
+`shown`, which is what the page showed minus the targets); events outside the k-core count as well.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import polars as pl
 
 from gemst.config import Data
 from gemst.data import bm25
+from gemst.data.blocks import blocks
 from gemst.data.hashing import Hashes, finish, mix, stable_hash
 from gemst.data.log import Log, Rows
 
@@ -19,28 +20,49 @@ _SCHEMA = {"row": pl.UInt32, "item": pl.UInt32}
 
 
 def draw(
-    config: Data, seed: int, log: Log, heads: Rows, targets: pl.DataFrame, items: pl.DataFrame, events: pl.DataFrame
+    config: Data,
+    seed: int,
+    log: Log,
+    heads: Rows,
+    targets: pl.DataFrame,
+    items: pl.DataFrame,
+    events: pl.DataFrame,
+    met: pl.DataFrame,
 ) -> pl.DataFrame:
     """Negatives of the examples at log positions `heads`: columns row (position in `heads`), item, sorted by row.
 
-    `targets` has the same columns. At most `config.num_negatives` a row, fewer when the catalogue has no more; `shown`
-    gives all that was shown.
+    `targets` has the same columns. `met` (user, item, as codes of `log`; repeats are fine) is every item that a user
+    met, also in events that are not in `log`. At most `config.num_negatives` a row, fewer when the catalogue has no
+    more; `shown` gives all that was shown.
     """
     if config.negatives == "none":
         return pl.DataFrame(schema=_SCHEMA)
     if config.negatives == "shown":
         return _shown(log, heads, targets, events)
-    keys = _example_hash(log, heads, seed)
-    barred = _barred(log, heads, targets)
-    hard = pl.DataFrame(schema=_SCHEMA)
+    keys, count = _example_hash(log, heads, seed), config.num_negatives
+    rows = pl.DataFrame({"row": np.arange(len(heads), dtype=np.uint32), "user": log.user[heads]})
+    index = None
     if config.negatives == "bm25":
-        queries = pl.DataFrame(
-            {"row": np.arange(len(heads), dtype=np.uint32), "query": events["query"].gather(log.row[heads])}
-        )
-        hard = bm25.hardest(queries.drop_nulls(), items, log.items, barred, config.num_negatives)
-    missing = config.num_negatives - _counts(hard, len(heads))
-    filled = uniform(keys, pl.concat([barred, hard]).unique(), len(log.items), missing)
-    return pl.concat([hard, filled]).sort("row", maintain_order=True)
+        index = bm25.index(items, log.items)
+        # Side by side, rows with the same query share its scores.
+        rows = rows.with_columns(query=events["query"].gather(log.row[heads])).sort("query", maintain_order=True)
+    mine = met.filter(pl.col("user").is_in(rows["user"].unique().implode())).unique().group_by("user").agg("item")
+    lengths = mine.select("user", length=pl.col("item").list.len())
+    found = [pl.DataFrame(schema=_SCHEMA)]
+    # In blocks of the cells that a row takes: all that its user met, and twice as many draws as it has negatives.
+    sizes = rows.join(lengths, on="user", how="left", maintain_order="left")["length"].fill_null(0).to_numpy()
+    for block in blocks(sizes + 2 * count):
+        at = rows[block].rename({"row": "head"}).with_row_index("row")  # rows of the block alone
+        head = at["head"].to_numpy()
+        barred = at.join(mine, on="user").select("row", "item").explode("item", empty_as_null=True)
+        hard = pl.DataFrame(schema=_SCHEMA)
+        if index is not None:
+            hard = bm25.hardest(at.select("row", "query").drop_nulls(), index, barred, count)
+        missing = count - _counts(hard, len(head))
+        filled = uniform(keys[head], pl.concat([barred, hard]), len(log.items), missing)
+        drawn = pl.concat([hard, filled])
+        found.append(drawn.with_columns(row=at["head"].gather(drawn["row"])))
+    return pl.concat(found).sort("row", maintain_order=True)
 
 
 def uniform(keys: Hashes, barred: pl.DataFrame, num_items: int, wanted: Rows) -> pl.DataFrame:
@@ -92,14 +114,6 @@ def _shown(log: Log, heads: Rows, targets: pl.DataFrame, events: pl.DataFrame) -
         .join(targets, on=["row", "item"], how="anti", maintain_order="left")
         .sort("row", maintain_order=True)
     )
-
-
-def _barred(log: Log, heads: Rows, targets: pl.DataFrame) -> pl.DataFrame:
-    """Every item the user of each row ever met, and the row's targets: columns row, item, unique."""
-    rows = pl.DataFrame({"row": np.arange(len(heads), dtype=np.uint32), "user": log.user[heads]})
-    mine = np.isin(log.user, np.unique(log.user[heads]))
-    met = pl.DataFrame({"user": log.user[mine], "item": log.item[mine]}).unique()
-    return pl.concat([rows.join(met, on="user").select("row", "item"), targets.select("row", "item")]).unique()
 
 
 def _example_hash(log: Log, heads: Rows, seed: int) -> Hashes:

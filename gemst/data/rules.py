@@ -31,14 +31,16 @@ class Rule:
 
 def item_rules() -> list[Rule]:
     """Rules over the items table."""
-    return [
+    rules = [
         Rule("item_id is missing", _blank("item_id")),
         Rule(f"item_id is longer than {LONGEST_ID} characters", _longer("item_id", LONGEST_ID)),
         Rule("title is missing", _blank("title")),
         Rule(f"title is longer than {LONGEST_TITLE} characters", _longer("title", LONGEST_TITLE)),
         Rule(f"text is longer than {LONGEST_TEXT} characters", _longer("text", LONGEST_TEXT)),
-        Rule("item_id is in an earlier row", ~pl.col("item_id").is_first_distinct()),
     ]
+    # Among rows that are good so far: one without a title does not take the place of one that has it.
+    good = ~pl.any_horizontal(rule.bad for rule in rules)
+    return [*rules, Rule("item_id is in an earlier row", ~pl.struct("item_id", good=good).is_first_distinct())]
 
 
 def event_rules(now: dt.datetime) -> list[Rule]:
@@ -105,12 +107,14 @@ def profile(items: pl.DataFrame, events: pl.DataFrame) -> dict[str, Any]:
 def bounds(previous: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Least and largest acceptable value of each profile entry, given the last accepted version's.
 
-    Volume may fall by half or grow tenfold; the share of searches and of the top item may move by 0.2; queries may
-    double or halve in length; the newest event may not get older.
+    Volume may fall by half or grow tenfold; the share of searches and of the top item may move by 0.2, and neither task
+    may lose three quarters of its share; queries may double or halve in length; the newest event may not get older.
     """
     limits: dict[str, tuple[Any, Any]] = {}
     limits |= {name: (previous[name] * 0.5, previous[name] * 10) for name in ("items", "events", "users")}
     limits |= {name: (previous[name] - 0.2, previous[name] + 0.2) for name in ("search_share", "top_item_share")}
+    share, (least, most) = previous["search_share"], limits["search_share"]
+    limits["search_share"] = (max(least, share / 4), min(most, 1 - (1 - share) / 4))
     if previous["query_words"]:
         limits["query_words"] = (previous["query_words"] * 0.5, previous["query_words"] * 2)
     limits["newest"] = (dt.datetime.fromisoformat(previous["newest"]), None)

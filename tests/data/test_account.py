@@ -16,3 +16,9 @@ def test_every_row_has_an_end():
 def test_a_lost_row_is_an_error():
     with pytest.raises(GemstError, match="events: 1 rows are unaccounted for"):
         account.lines({"events": 10}, {"events": 9}, {})
+
+
+def test_a_report_belongs_to_the_tables_it_judged():
+    ingested = {"rows_in": {"items": 3, "events": 10, "events: recent": 2}, "dropped": {"events: again": 1}}
+    assert account.belongs({"rows_in": {"items": 3, "events": 11}}, ingested)
+    assert not account.belongs({"rows_in": {"items": 3, "events": 10}}, ingested)

@@ -14,6 +14,7 @@ import pytest
 
 from gemst.config import Data
 from gemst.data import expectations, rules, sources, tables
+from gemst.data.sources import text
 from gemst.errors import GemstError
 from tests.data.conftest import PROJECT
 
@@ -229,6 +230,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "1 of 2 values are no time, such as '31/01/2024'",
     ),
     "more fields than the header": (csv(EVENT + b"u,a,1,2,3\n"), "do not fit its header"),
+    "fewer fields than the header": (csv(EVENT + b"u,a,1600000000\nu,a\n"), "Row #3: Expected 3 columns, got 2"),
+    "two columns of one name": (csv(b"user_id,item_id,timestamp, timestamp\nu,a,1,2\n"), "has two columns 'timestamp'"),
     "missing column": (
         columns(user_id=["u"], item_id=["a"]),
         r"no column timestamp; it has user_id, item_id.*\{events\.timestamp: YOURS\}",
@@ -289,6 +292,20 @@ def test_a_table_that_is_mostly_bad_stops_the_run(tmp_path):
     assert len(pl.read_parquet(tmp_path / "quarantine" / "events.parquet")) == 50
     assert (tmp_path / "validation" / "docs" / "index.html").exists()
     assert not (tmp_path / "validated").exists()
+
+
+def test_blank_lines_at_the_end_are_no_rows(tmp_path):
+    folder = csv(EVENT + b"u,a,1600000000\n\n\r\n")(tmp_path)
+    assert sources.load(Data(source="table", path=folder)).rows_in["events"] == 1
+
+
+def test_utf8_is_checked_across_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "_CHUNK", 3)
+    assert text.utf8("aé€😀ü\n".encode(), tmp_path).decode() == "aé€😀ü\n"
+    with pytest.raises(GemstError, match="line 2, is not UTF-8"):
+        text.utf8("aé\nbb".encode() + b"\xff", tmp_path)
+    with pytest.raises(GemstError, match="line 1, is not UTF-8"):
+        text.utf8("aé€".encode()[:-1], tmp_path)
 
 
 def test_the_documentation_names_every_reason():

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from gemst.data.bm25 import hardest, postings, words
+from gemst.data.bm25 import hardest, index, postings, words
 from tests.data.conftest import items_table
 
 
@@ -40,7 +40,27 @@ def test_ties_are_settled_the_same_way_whatever_the_order():
     items = items_table(*ids, title=["drama"] * 40, categories=[[]] * 40)
     queries = pl.DataFrame({"row": [0, 1], "query": ["drama", "drama"]}, schema={"row": pl.UInt32, "query": pl.String})
     barred = pl.DataFrame({"row": [1], "item": [5]}, schema={"row": pl.UInt32, "item": pl.UInt32})
-    first = hardest(queries, items, pl.Series(ids), barred, 10)
-    assert first.equals(hardest(queries, items.reverse(), pl.Series(ids), barred, 10))
+    first = hardest(queries, index(items, pl.Series(ids)), barred, 10)
+    assert first.equals(hardest(queries, index(items.reverse(), pl.Series(ids)), barred, 10))
     assert first.group_by("row").len()["len"].to_list() == [10, 10]
     assert 5 not in first.filter(pl.col("row") == 1)["item"]
+
+
+def test_rows_of_one_query_each_get_past_what_is_barred_to_them():
+    """The best item of each row comes right after those barred to it, however many those are."""
+    ids = [f"i{n:02}" for n in range(30)]
+    table = index(items_table(*ids, title=["drama"] * 30, categories=[[]] * 30), pl.Series(ids))
+    cells = {"row": pl.UInt32, "item": pl.UInt32}
+    asked = pl.DataFrame({"row": [0, 1, 2], "query": ["drama"] * 3}, schema={"row": pl.UInt32, "query": pl.String})
+    order = hardest(asked.head(1), table, pl.DataFrame(schema=cells), 30)["item"].to_list()
+    barred = pl.DataFrame({"row": [0] * 29 + [1] * 5 + [2], "item": order[:29] + order[:5] + order[3:4]}, schema=cells)
+    found = hardest(asked, table, barred, 4)
+    by_row = {row: found.filter(pl.col("row") == row)["item"].to_list() for row in range(3)}
+    assert by_row == {0: order[29:], 1: order[5:9], 2: [*order[:3], order[4]]}
+
+
+def test_a_query_without_words_of_the_catalogue_finds_nothing():
+    table = index(items_table("a", title=["tea"], categories=[[]]), pl.Series(["a"]))
+    cells = {"row": pl.UInt32, "item": pl.UInt32}
+    asked = pl.DataFrame({"row": [0, 1], "query": ["?", "shoe"]}, schema={"row": pl.UInt32, "query": pl.String})
+    assert hardest(asked, table, pl.DataFrame(schema=cells), 3).is_empty()

@@ -131,3 +131,41 @@ def test_a_refused_table_leaves_its_bad_rows_with_reasons_and_the_good_ones_of_b
     assert len(bad) == len(events)
     assert bad["reason"].unique().to_list() == ["timestamp is missing or not a time"]
     assert (tmp_path / "validated" / "events.parquet").read_bytes() == before
+
+
+@pytest.mark.usefixtures("small_slices")
+def test_bad_rows_that_lie_together_are_judged_in_the_whole_table(tmp_path):
+    """Rows come sorted by user, nulls first: a slice of its own may be bad throughout."""
+    items, events = log(300)
+    users = [None] * 20 + events["user_id"].to_list()[20:]
+    report = validate(tmp_path, items, events.with_columns(user_id=pl.Series(users)))
+    assert report["quarantined"] == {"events: user_id is missing": 20}
+    users = [None] * 31 + users[31:]
+    with pytest.raises(GemstError, match=r"events: user_id is given \(31 rows do not\)"):
+        validate(tmp_path, items, events.with_columns(user_id=pl.Series(users)))
+
+
+def test_a_time_beyond_the_calendar_goes_to_quarantine(tmp_path):
+    items, events = log(60)
+    far = [*events["timestamp"].cast(pl.Int64).to_list()[:-1], 1_600_000_000_000_000]
+    events = events.with_columns(timestamp=pl.Series(far).cast(events.schema["timestamp"]))
+    assert validate(tmp_path, items, events)["quarantined"] == {"events: timestamp is in the future": 1}
+
+
+def test_a_row_without_a_title_does_not_take_the_place_of_one_that_has_it():
+    items = items_table("a", "a", "b", "a").with_columns(title=pl.Series(["", "Soap", "Brush", "Soaps"]))
+    assert rules.judge(items, rules.item_rules()).to_list() == [
+        "title is missing", None, None, "item_id is in an earlier row",
+    ]  # fmt: skip
+
+
+def test_a_task_that_is_gone_stops_the_run(tmp_path):
+    items, events = log(100)
+    few = events.with_columns(query=pl.when(pl.int_range(pl.len()) % 10 == 0).then(pl.lit("red thing")))
+    few = few.with_columns(
+        task=pl.when(pl.col("query").is_null()).then(pl.lit("recommendation")).otherwise(pl.lit("search"))
+    )
+    validate(tmp_path, items, few)
+    none = few.with_columns(query=pl.lit(None, dtype=pl.String), task=pl.lit("recommendation"))
+    with pytest.raises(GemstError, match=r"query_words is known; versions: search_share is near .* but is 0\.0"):
+        validate(tmp_path, items, none)

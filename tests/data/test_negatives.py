@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import polars as pl
+import pytest
 
 from gemst.config import Data
-from gemst.data import examples
+from gemst.data import blocks, examples
 from gemst.data.hashing import stable_hash
 from gemst.data.negatives import uniform
 from tests.data.conftest import events_table, items_table
@@ -49,3 +52,65 @@ def test_bm25_negatives_share_words_with_the_query_first():
     (search,) = splits.test.filter(pl.col("task") == "search").to_dicts()
     assert search["negatives"][0] == "b"  # shares both words
     assert set(search["negatives"][1:]) == {"c", "d"}  # one word each; e and f share none, and were met
+
+
+def test_an_item_met_outside_the_core_is_no_negative():
+    """The 2-core drops the events with x and y, which ann met all the same."""
+    items = items_table(*"abcxyz")
+    rows = [("ann", item, at, query) for at, (item, query) in enumerate([("a", None), ("b", "q"), ("c", None)])]
+    events = events_table(
+        *rows, *(("bob", *row[1:]) for row in rows), ("ann", "x", 3, None), ("ann", "y", 4, "film")
+    )  # fmt: skip
+    for kind in ("uniform", "bm25"):
+        splits = examples.build(items, events, Data(negatives=kind, num_negatives=6, core=2), seed=0)
+        assert splits.counts["dropped"]["outside the 2-core"] == 2
+        drawn = {row["user_id"]: set(row["negatives"]) for row in splits.test.to_dicts()}
+        assert drawn == {"ann": {"z"}, "bob": {"x", "y", "z"}}
+
+
+def log(light: int = 100, heavy: int = 250) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Users with a few events each, one with many, all searching with common words."""
+    words = ["tea", "red", "green", "pot", "cup"]
+    ids = [f"i{n}" for n in range(300)]
+    titles = [f"{words[n % 5]} {words[n * n % 3]} {n % 17}" for n in range(300)]
+    queries = [None, "tea", "red pot", "cup 3", "green tea", "nothing like it"]
+    few = [(f"u{n}", ids[(n * 7 + k * k * 31) % 300], k, queries[(n + k) % 6]) for n in range(light) for k in range(6)]
+    many = [("heavy", ids[n * 11 % 300], n, queries[n % 6]) for n in range(heavy)]
+    return items_table(*ids, title=titles, categories=[[]] * 300), events_table(*few, *many)
+
+
+# Made by the code that held all rows at once: the size of the blocks has no part in the negatives.
+PINNED = {"uniform": "7cc08b4cbdc73779", "bm25": "ebe763c398d29696"}
+
+
+@pytest.mark.parametrize("kind", PINNED)
+@pytest.mark.parametrize("cells", [None, 1, 2000])
+def test_negatives_are_the_same_for_ever(kind, cells, monkeypatch):
+    if cells is not None:
+        monkeypatch.setattr(blocks, "CELLS", cells)
+    digest, rows = hashlib.sha256(), 0
+    for split in ("leave-last-out", "global-time"):
+        splits = examples.build(*log(), Data(negatives=kind, num_negatives=20, split=split), seed=5)
+        for table in (splits.valid, splits.test):
+            rows += table.height
+            digest.update(repr(table["negatives"].to_list()).encode())
+    assert (rows, digest.hexdigest()[:16]) == (374, PINNED[kind])
+
+
+@pytest.mark.parametrize("kind", ["uniform", "bm25"])
+@pytest.mark.parametrize("split", ["leave-last-out", "global-time"])
+def test_intermediate_tables_are_bounded(kind, split, monkeypatch):
+    """Neither the number of rows nor one user with a long history makes a table of more cells than allowed."""
+    monkeypatch.setattr(blocks, "CELLS", 2000)
+    sizes, join = [], pl.DataFrame.join
+
+    def spied(left: pl.DataFrame, right: pl.DataFrame, **options: object) -> pl.DataFrame:
+        joined = join(left, right, **options)
+        if options.get("how") == "anti" and options.get("on") == ["row", "item"]:
+            sizes.extend([left.height, right.height])
+        return joined
+
+    monkeypatch.setattr(pl.DataFrame, "join", spied)
+    splits = examples.build(*log(), Data(negatives=kind, num_negatives=20, split=split), seed=5)
+    assert splits.test["negatives"].list.len().min() == 20
+    assert 500 < max(sizes) <= 2000

@@ -19,7 +19,7 @@ def load(config: Data) -> Loaded:
     """
     if not config.path.is_dir():
         raise GemstError(
-            f"data.path {config.path} is not a folder", "Set data.path to the raw logs, or run `gemst fetch`"
+            f"data.path = {config.path} is not a folder", "Set it to the raw logs, or run `gemst fetch` for the demo's"
         )
     return settle(_adapter(config.source)(config))
 

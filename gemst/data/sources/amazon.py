@@ -14,7 +14,7 @@ import polars as pl
 
 from gemst.config import Data
 from gemst.data.sources.base import Loaded
-from gemst.data.sources.proxy import split_tasks
+from gemst.data.sources.proxy import one_each, split_tasks
 from gemst.data.sources.text import numeric_time, read_json_lines
 from gemst.errors import GemstError
 
@@ -62,7 +62,7 @@ def load(config: Data) -> Loaded:
     reviews, meta = _one(config.path, is_meta=False), _one(config.path, is_meta=True)
     log = _reviews(reviews)
     catalogue = _catalogue(meta)
-    events = split_tasks(log, catalogue.select("item_id", choices=_query().list.drop_nulls()))
+    events = split_tasks(log, one_each(catalogue).select("item_id", choices=_query().list.drop_nulls()))
     return Loaded(
         catalogue.select("item_id", "title", "text", "categories"),
         events,

@@ -34,8 +34,13 @@ def load(config: Data) -> Loaded:
     """Read notes and logs in `config.path`. Raises GemstError naming the file or column at fault."""
     requests = pl.concat([_requests(config.path, task, name) for task, names in _FILES.items() for name in names])
     requests = requests.with_row_index("request")
-    results = requests.select("request", "user_id", "results").explode("results", empty_as_null=True).unnest("results")
-    results = results.filter(pl.col("item_id").is_not_null())
+    entries = (
+        requests.filter(pl.col("results").list.len() > 0)
+        .select("request", "results")
+        .explode("results", empty_as_null=True)
+        .unnest("results")
+    )
+    results = entries.filter(pl.col("item_id").is_not_null())
     times = results.group_by("request").agg(pl.col("timestamp").min())
     requests = requests.drop("results").join(times, on="request", how="left", maintain_order="left")
     missed = results.filter(~pl.col("clicked")).group_by("request", maintain_order=True).agg(shown="item_id")
@@ -45,21 +50,23 @@ def load(config: Data) -> Loaded:
         .join(requests.drop("recent"), on="request", maintain_order="left")
         .join(missed, on="request", how="left", maintain_order="left")
     )
-    recent, again, logged = _recent(requests, clicks)
+    recent, blank, again, logged = _recent(requests, clicks)
     events = pl.concat([clicks.drop("request"), recent], how="diagonal")
     items, rows = _items(config.path, events)
     return Loaded(
         items,
         events,
         dropped={
+            "events: result without a note": entries.height - results.height,
             "events: shown and not clicked (kept in `shown` of the clicks)": results.height - clicks.height,
+            "events: recent click without a note": blank,
             "events: recent click that an earlier request lists": again,
             "events: recent click that the log has at or before that time": logged,
         },
         rows_in={
             **rows,
-            "events": results.height,
-            "events: recent clicks": recent.height + again + logged,
+            "events": entries.height,
+            "events: recent clicks": recent.height + blank + again + logged,
         },
         mapping={
             "items.item_id": "note_idx",
@@ -78,51 +85,71 @@ def load(config: Data) -> Loaded:
 
 
 def _requests(folder: Path, task: str, name: str) -> pl.DataFrame:
-    """Columns user_id, query, task, request_id, recent list[str], results list[struct item_id, clicked, timestamp]."""
+    """Columns user_id, query, task, request_id, recent list[str], results list[struct item_id, clicked, timestamp].
+
+    Ids that are no whole numbers are null.
+    """
     details, idx = _FIELDS[task]
     table = _read(
         folder, name, "user_idx", "recent_clicked_note_idxs", details, idx, *(["query"] if task == SEARCH else [])
     )
     if table.schema[details] == pl.String:
-        recent = pl.col("recent_clicked_note_idxs").str.extract_all(r"\d+")
+        recent = pl.col("recent_clicked_note_idxs").str.extract_all(r"[^\s,'\"\[\]]+")
         entry = pl.element()
-        number = r"': '?([\d.]+)"
+        number = r"': '?(-?[\d.]+(?:e[+-]?\d+)?)"
         results = (
             pl.col(details)
             .str.extract_all(r"\{[^}]*\}")
             .list.eval(
                 pl.struct(
-                    item_id=entry.str.extract("'note_idx" + number).cast(pl.Float64).cast(pl.Int64).cast(pl.String),
-                    clicked=entry.str.extract("'click" + number).cast(pl.Float64) > 0,
+                    item_id=_id(entry.str.extract("'note_idx" + number)),
+                    clicked=_positive(entry.str.extract("'click" + number)),
                     timestamp=numeric_time(entry.str.extract("'(?:search|request)_timestamp" + number)),
                 )
             )
         )
     else:
-        recent = pl.col("recent_clicked_note_idxs").cast(pl.List(pl.Int64)).cast(pl.List(pl.String))
+        recent = pl.col("recent_clicked_note_idxs").cast(pl.List(pl.String))
         field = "search_timestamp" if task == SEARCH else "request_timestamp"
         fields = pl.element().struct
         results = pl.col(details).list.eval(
             pl.struct(
-                item_id=fields.field("note_idx").cast(pl.Int64).cast(pl.String),
-                clicked=fields.field("click").cast(pl.Float64) > 0,
-                timestamp=numeric_time(fields.field(field).cast(pl.Float64).cast(pl.Int64).cast(pl.String)),
+                item_id=_id(fields.field("note_idx")),
+                clicked=_positive(fields.field("click")),
+                timestamp=numeric_time(fields.field(field).cast(pl.Float64, strict=False).cast(pl.String)),
             )
         )
     prefix = "s" if task == SEARCH else "r"
     return table.select(
-        user_id=pl.col("user_idx").cast(pl.Int64).cast(pl.String),
+        user_id=_id(pl.col("user_idx")),
         query=pl.col("query").str.strip_chars() if task == SEARCH else pl.lit(None, dtype=pl.String),
         task=pl.lit(task),
-        request_id=pl.lit(prefix) + pl.col(idx).cast(pl.Int64).cast(pl.String),
-        recent=recent.fill_null([]),
+        request_id=pl.lit(prefix) + _id(pl.col(idx)),
+        recent=recent.list.eval(_id(pl.element())).fill_null([]),
         results=results,
     )
 
 
-def _recent(requests: pl.DataFrame, clicks: pl.DataFrame) -> tuple[pl.DataFrame, int, int]:
-    """Events of recent clicks; how many an earlier request lists; how many the log has at or before their time."""
-    listed = (
+def _id(values: pl.Expr) -> pl.Expr:
+    """Whole numbers as text, also when written 7.0 (as pandas does beside missing ones); null for anything else."""
+    text = values.cast(pl.String).str.strip_chars()
+    number = text.cast(pl.Float64, strict=False)
+    whole = pl.when(number == number.floor()).then(number.cast(pl.Int64, strict=False))
+    # Integers first: a float does not hold every digit of a large one.
+    return pl.coalesce(text.cast(pl.Int64, strict=False), whole).cast(pl.String)
+
+
+def _positive(values: pl.Expr) -> pl.Expr:
+    """Whether a number is above zero; false where there is none."""
+    return (values.cast(pl.Float64, strict=False).fill_nan(None) > 0).fill_null(False)
+
+
+def _recent(requests: pl.DataFrame, clicks: pl.DataFrame) -> tuple[pl.DataFrame, int, int, int]:
+    """Events of recent clicks.
+
+    Also how many have no note, how many an earlier request lists, how many the log has at or before their time.
+    """
+    every = (
         requests.select("user_id", "request_id", "timestamp", "recent")
         .filter(pl.col("recent").list.len() > 0)
         .with_columns(place=pl.int_ranges(1, pl.col("recent").list.len() + 1))
@@ -130,7 +157,9 @@ def _recent(requests: pl.DataFrame, clicks: pl.DataFrame) -> tuple[pl.DataFrame,
         .rename({"recent": "item_id"})
         .sort("user_id", "timestamp", "request_id", "place")
     )
-    first = listed.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    listed = every.filter(pl.col("item_id").is_not_null())
+    # Users that are not known go to quarantine row by row: they are not one user.
+    first = listed.filter(pl.struct("user_id", "item_id").is_first_distinct() | pl.col("user_id").is_null())
     logged = clicks.group_by("user_id", "item_id").agg(logged=pl.col("timestamp").min())
     fresh = first.join(logged, on=["user_id", "item_id"], how="left", maintain_order="left").filter(
         pl.col("logged").is_null() | (pl.col("logged") > pl.col("timestamp"))
@@ -141,7 +170,7 @@ def _recent(requests: pl.DataFrame, clicks: pl.DataFrame) -> tuple[pl.DataFrame,
         timestamp=pl.col("timestamp") - pl.duration(milliseconds=pl.col("place"), time_unit="ms"),
         task=pl.lit(RECOMMENDATION),
     )
-    return events, listed.height - first.height, first.height - fresh.height
+    return events, every.height - listed.height, listed.height - first.height, first.height - fresh.height
 
 
 def _items(folder: Path, events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -150,7 +179,7 @@ def _items(folder: Path, events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, 
     text = pl.col("note_content").cast(pl.String).str.strip_chars()
     title = pl.col("note_title").cast(pl.String).str.strip_chars().replace(["", "nan"], None)
     listed = notes.select(
-        item_id=pl.col("note_idx").cast(pl.Int64).cast(pl.String),
+        item_id=_id(pl.col("note_idx")),
         title=pl.coalesce(title, text.str.slice(0, _TITLE_FROM_TEXT)),
         text=text,
     )

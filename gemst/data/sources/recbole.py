@@ -14,7 +14,7 @@ import polars as pl
 
 from gemst.config import Data
 from gemst.data.sources.base import Loaded
-from gemst.data.sources.proxy import event_hash, split_tasks
+from gemst.data.sources.proxy import event_hash, one_each, split_tasks
 from gemst.data.sources.text import numeric_time, read_separated
 from gemst.errors import GemstError
 
@@ -65,9 +65,10 @@ def load(config: Data) -> Loaded:
 
 
 def _with_queries(events: pl.DataFrame, catalogue: pl.DataFrame) -> pl.DataFrame:
-    queries = catalogue.select("item_id", choices=pl.col("categories").list.eval(pl.element().str.to_lowercase()))
+    described = one_each(catalogue.select("item_id", "title", "text", "categories", "_year"))
+    queries = described.select("item_id", choices=pl.col("categories").list.eval(pl.element().str.to_lowercase()))
     decade = pl.format(" {}0s", pl.col("_year").str.head(3))
-    decades = catalogue.select("item_id", decade=decade).unique("item_id", keep="first")
+    decades = described.select("item_id", decade=decade)
     dated = pl.Series("dated", event_hash(events, _DECADE_SALT) % _DECADE_ONE_IN == 0)
     return (
         split_tasks(events, queries)

@@ -10,9 +10,10 @@ Columns with other names are mapped in params.yaml, for both tables or for one:
       path: data/my-shop
       columns: {user_id: customer, timestamp: clicked_at, items.item_id: sku, events.item_id: product}
 
-Times are dates with or without a zone (without: UTC), ISO 8601 text, or epoch numbers in seconds, milliseconds or
-microseconds. Without a `task` column an event with a query is a search. Lists are list columns; as text they are
-separated by `|`. Values that cannot be read become null, and `validate` quarantines their rows.
+Times are dates with or without a zone (without: UTC), ISO 8601 text, or epoch numbers in seconds, milli-, micro- or
+nanoseconds. Without a `task` column an event with a query is a search; a blank query, request_id or text is none.
+Lists are list columns; as text they are separated by `|`. Values that cannot be read become null, and `validate`
+quarantines their rows.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 import polars as pl
 
 from gemst.config import Data
+from gemst.data.rules import VISIBLE
 from gemst.data.sources.base import Loaded
 from gemst.data.sources.text import numeric_time, read_separated
 from gemst.data.tables import EVENTS, ITEMS, RECOMMENDATION, SEARCH, TIME, VECTORS
@@ -31,6 +33,7 @@ from gemst.errors import GemstError
 
 _SUFFIXES = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _NEEDED = {"items": ("item_id", "title"), "events": ("user_id", "item_id", "timestamp")}
+_MAY_BE_BLANK = {"text", "query", "request_id"}  # the others' blanks are for `validate` to quarantine
 _SCHEMAS = {"items": pl.Schema({**ITEMS, **VECTORS}), "events": EVENTS}
 
 # Names that other platforms use, to guess a mapping from.
@@ -48,13 +51,18 @@ def load(config: Data) -> Loaded:
     _check_mapping(config.columns)
     raw = {name: _read(config.path, name) for name in _SCHEMAS}
     chosen = {name: {column: _source(config.columns, name, column) for column in _SCHEMAS[name]} for name in raw}
-    _need_columns(config.path, raw, chosen)
+    _need_columns(config, raw, chosen)
     tables: dict[str, pl.DataFrame] = {}
     mapping: dict[str, str] = {}
     for name, schema in _SCHEMAS.items():
         present = {column: own for column, own in chosen[name].items() if own in raw[name].columns}
-        tables[name] = raw[name].select(
+        table = raw[name].select(
             _typed(raw[name], own, schema[column]).alias(column) for column, own in present.items()
+        )
+        tables[name] = table.with_columns(
+            pl.when(pl.col(column).str.contains(VISIBLE)).then(column)
+            for column in table.columns
+            if column in _MAY_BE_BLANK
         )
         mapping |= {f"{name}.{column}": present.get(column, "absent") for column in schema}
         if unused := [own for own in raw[name].columns if own not in present.values()]:
@@ -98,7 +106,10 @@ def _read(folder: Path, name: str) -> pl.DataFrame:
 def _read_file(path: Path) -> pl.DataFrame:
     if path.suffix != ".parquet":
         table = read_separated(path, None, quoted=True)
-        return table.rename({column: column.strip() for column in table.columns})
+        names = [column.strip() for column in table.columns]
+        if twice := [name for at, name in enumerate(names) if name in names[:at]]:
+            raise GemstError(f"{path} has two columns {twice[0]!r}", "Rename one of them")
+        return table.rename(dict(zip(table.columns, names, strict=True)))
     try:
         return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -110,11 +121,13 @@ def _columns(table: pl.DataFrame) -> str:
     return ", ".join(f"{name} ({kind})" if kind != pl.String else name for name, kind in table.schema.items())
 
 
-def _need_columns(folder: Path, raw: dict[str, pl.DataFrame], chosen: dict[str, dict[str, str]]) -> None:
-    """Raise one GemstError that names every missing column and writes the mapping to fill in."""
-    faults, fixes = [], []
+def _need_columns(config: Data, raw: dict[str, pl.DataFrame], chosen: dict[str, dict[str, str]]) -> None:
+    """Raise one GemstError that names every missing column, asked for or needed, and writes the mapping to fill in."""
+    faults, fixes, folder = [], [], config.path
     for name, table in raw.items():
-        missing = [column for column in _NEEDED[name] if chosen[name][column] not in table.columns]
+        asked = {column for column in chosen[name] if {column, f"{name}.{column}"} & {*config.columns}}
+        needed = [column for column in chosen[name] if column in _NEEDED[name] or column in asked]
+        missing = [column for column in needed if chosen[name][column] not in table.columns]
         if missing:
             wanted = ", ".join(
                 column if chosen[name][column] == column else f"{chosen[name][column]} (for {column})"

@@ -79,6 +79,16 @@ def test_repeated_reviews_and_items_are_dropped_by_name(tmp_path):
     assert loaded.dropped == {"items: exact duplicate of another row": 1, "events: exact duplicate of another row": 2}
 
 
+def test_queries_of_an_item_given_twice_do_not_depend_on_the_order_of_the_file(tmp_path):
+    meta = [{"asin": "A", "title": title, "category": ["Toys", title]} for title in ("Train", "Car")]
+    reviews = [{"reviewerID": f"u{n}", "asin": "A", "unixReviewTime": 1_500_000_000 + n} for n in range(40)]
+    for order in (meta, meta[::-1]):
+        loaded = sources.load(write(tmp_path, ".json.gz", reviews, order))
+        assert loaded.items["title"].to_list() == ["Car", "Train"]
+        assert loaded.events["query"].drop_nulls().unique().to_list() == ["toys car"]
+        assert loaded.events.height == 40
+
+
 def test_two_categories_in_one_folder(tmp_path):
     config = write(tmp_path, ".json.gz", [], [])
     (tmp_path / "Books.json.gz").write_bytes(b"")

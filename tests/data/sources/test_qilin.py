@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import datetime as dt
+from typing import Any
+
 import polars as pl
 import pytest
 
 from gemst.config import Data
-from gemst.data import examples, sources
+from gemst.data import account, examples, rules, sources
 from gemst.errors import GemstError
 
 
@@ -128,6 +131,109 @@ def test_several_targets_and_shown_negatives(loaded):
     (test,) = splits.test.filter(pl.col("task") == "search", pl.col("user_id") == "1").to_dicts()
     assert (test["targets"], test["negatives"], test["query"]) == (["43"], ["40"], "tea")
     assert sorted(test["history"]) == ["10", "20", "30", "40", "42"]
+
+
+WRITERS = [write_csv, write_parquet]
+
+
+def change(folder, file: str, **columns: Any) -> None:
+    """Set columns of a file with one row, in either layout."""
+    if (folder / f"{file}.csv").exists():
+        row = pl.read_csv(folder / f"{file}.csv", infer_schema=False)
+        row.with_columns(**columns).write_csv(folder / f"{file}.csv")
+    else:
+        pl.read_parquet(folder / f"{file}.parquet").with_columns(**columns).write_parquet(folder / f"{file}.parquet")
+
+
+def judged(folder) -> tuple[sources.Loaded, dict[str, int]]:
+    """The tables and what is put in quarantine; every row is accounted for."""
+    loaded = sources.load(Data(source="qilin", path=folder))
+    why_items, why_events = rules.judge_tables(loaded.items, loaded.events, dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+    quarantined = rules.count("items", why_items) | rules.count("events", why_events)
+    good = {"items": why_items.null_count(), "events": why_events.null_count()}
+    assert account.lines(loaded.rows_in, good, loaded.dropped, quarantined)
+    return loaded, quarantined
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("written", ["{}.0", " {}", "{}"])
+def test_numbers_written_in_other_ways_are_the_same_ids(tmp_path, write, written):
+    """Pandas writes 1.0 for 1 where another row has none."""
+    write(tmp_path)
+    plain = sources.load(Data(source="qilin", path=tmp_path))
+    for file, user, _, request, recent, _ in REQUESTS:
+        floats = pl.col("recent_clicked_note_idxs").cast(pl.List(pl.Float64))
+        if write is write_csv:
+            floats = pl.lit(f"[{' '.join(f'{n}.' for n in recent)}]")
+        ids = {"user_idx": pl.lit(written.format(user)), fields(file)[1]: pl.lit(written.format(request))}
+        change(tmp_path, file, recent_clicked_note_idxs=floats, **ids)
+    again = sources.load(Data(source="qilin", path=tmp_path))
+    assert again.events.equals(plain.events)
+    assert again.items.equals(plain.items)
+    assert again.dropped == plain.dropped
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("user", ["abc", "1.5", "nan", None])
+def test_users_that_are_no_numbers_go_to_quarantine(tmp_path, write, user):
+    write(tmp_path)
+    column = pl.lit(user, dtype=pl.String)
+    if write is write_parquet and user in ("1.5", "nan"):
+        column = column.cast(pl.Float64)
+    for file in ("search_train", "search_test"):
+        change(tmp_path, file, user_idx=column)
+    loaded, quarantined = judged(tmp_path)
+    # Clicks 40, 42 and 43; recent clicks 30, 20, 10 and, of what may be another user, 42, 40, 30, 20.
+    assert quarantined == {"events: user_id is missing": 10}
+    assert loaded.dropped["events: shown and not clicked (kept in `shown` of the clicks)"] == 5
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_results_without_a_note_are_dropped_by_name(tmp_path, write):
+    write(tmp_path)
+    if write is write_csv:
+        details = pl.col("search_result_details_with_idx").str.replace("'note_idx': 4[01]", "'note_idx': nan", n=-1)
+        recent = pl.lit("[nan 20.  10.]")
+    else:
+        entry = pl.element().struct
+        note = pl.when(entry.field("note_idx") > 41).then(entry.field("note_idx").cast(pl.Float64))
+        changed = entry.with_fields(note_idx=note.fill_null(float("nan")))
+        details = pl.col("search_result_details_with_idx").list.eval(changed)
+        recent = pl.lit(pl.Series([[float("nan"), 20.0, 10.0]]))
+    change(tmp_path, "search_train", search_result_details_with_idx=details, recent_clicked_note_idxs=recent)
+    loaded, quarantined = judged(tmp_path)
+    assert not quarantined
+    assert loaded.rows_in["events"] == 9
+    assert loaded.dropped["events: result without a note"] == 2
+    assert loaded.dropped["events: recent click without a note"] == 1
+    assert loaded.events.filter(pl.col("request_id") == "s5").select("item_id", "shown").rows() == [("42", None)]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_click_that_is_no_number_is_shown_and_not_clicked(tmp_path, write):
+    write(tmp_path)
+    if write is write_csv:
+        details = pl.col("search_result_details_with_idx").str.replace("'click': 1", "'click': nan")
+    else:
+        entry = pl.element().struct
+        click = pl.when(entry.field("note_idx") != 40).then(entry.field("click").cast(pl.Float64))
+        changed = entry.with_fields(click=click.fill_null(float("nan")))
+        details = pl.col("search_result_details_with_idx").list.eval(changed)
+    change(tmp_path, "search_train", search_result_details_with_idx=details)
+    loaded, _ = judged(tmp_path)
+    clicks = loaded.events.filter(pl.col("request_id") == "s5")
+    assert clicks.select("item_id", "shown").rows() == [("42", ["40", "41"])]
+    assert loaded.dropped["events: shown and not clicked (kept in `shown` of the clicks)"] == 6
+
+
+def test_a_note_without_a_number_goes_to_quarantine(tmp_path):
+    write_csv(tmp_path)
+    notes = pl.read_csv(tmp_path / "notes.csv", infer_schema=False)
+    notes = pl.concat([notes, notes.head(1).with_columns(note_idx=pl.lit("x9"))])
+    notes.write_csv(tmp_path / "notes.csv")
+    loaded, quarantined = judged(tmp_path)
+    assert quarantined == {"items: item_id is missing": 1}
+    assert loaded.rows_in["items"] == 7
 
 
 def test_missing_column(tmp_path):

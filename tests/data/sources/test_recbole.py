@@ -56,6 +56,21 @@ def test_an_event_keeps_its_task_and_query_as_the_log_grows(tmp_path):
     assert both["query"].equals(both["query_grown"])
 
 
+def test_queries_of_an_item_given_twice_do_not_depend_on_the_order_of_the_file(tmp_path):
+    """Both come from the row that the items table keeps, which has the title that sorts first."""
+    lines = ["0\tZebra\t1990\tDrama\n", "0\tAnt\t1980\tComedy\n", "1\tOther\t2000\tWar\n"]
+    forward, backward = (
+        sources.load(Data(path=write_recbole(tmp_path / name, item=ITEM + "".join(order), inter=clicks())))
+        for name, order in (("a", lines), ("b", lines[::-1]))
+    )
+    assert forward.events.equals(backward.events)
+    assert forward.items.equals(backward.items)
+    assert forward.items["title"].to_list() == ["Ant (1980)", "Zebra (1990)", "Other (2000)"]
+    queries = forward.events.filter(pl.col("item_id") == "0")["query"].drop_nulls()
+    assert set(queries) == {"comedy", "comedy 1980s"}
+    assert forward.events.height == 400
+
+
 def test_other_data_sets_of_the_format(tmp_path):
     item = "item_id:token\tname:token_seq\tcategories:token_seq\n1\tSoap\t'Beauty', 'Skin Care'\n2\tBrush\t\n"
     inter = "item_id:token\tuser_id:token\ttimestamp:float\n1\tu\t1.5e9\n2\tu\t1500000001\n"

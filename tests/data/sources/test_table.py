@@ -196,3 +196,36 @@ def test_no_time_can_be_read(tmp_path):
         GemstError, match=r"2 of 2 values are no time, such as '31/01/2024 10:00'.*Write times as 2024-"
     ):
         sources.load(Data(source="table", path=tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_blank_query_request_or_text_is_none(tmp_path, kind, blank):
+    items = pl.DataFrame({"item_id": ["a"], "title": ["Soap"], "text": [blank]})
+    events = pl.DataFrame(
+        {"user_id": ["u"] * 3, "item_id": ["a"] * 3, "timestamp": [1, 2, 3], "query": [blank, "soap", blank],
+         "request_id": [blank] * 3}
+    )  # fmt: skip
+    write(tmp_path, items, events, kind)
+    loaded = sources.load(Data(source="table", path=tmp_path))
+    assert loaded.events["task"].to_list() == ["recommendation", "search", "recommendation"]
+    assert loaded.events["query"].to_list() == [None, "soap", None]
+    assert loaded.events["request_id"].null_count() == 3
+    assert loaded.items["text"].to_list() == [None]
+
+
+def test_fractions_of_seconds_and_nanoseconds_are_times(tmp_path):
+    items = pl.DataFrame({"item_id": ["a"], "title": ["Soap"]})
+    times = ["1600000000.75", "1600000000.25", "1600000000", "1600000000500000000", "1600000000100.0"]
+    events = pl.DataFrame({"user_id": [f"u{n}" for n in range(5)], "item_id": ["a"] * 5, "timestamp": times})
+    write(tmp_path, items, events)
+    read = sources.load(Data(source="table", path=tmp_path)).events["timestamp"].dt.epoch("ms").to_list()
+    assert [time - 1_600_000_000_000 for time in read] == [750, 250, 0, 500, 100]
+
+
+def test_an_optional_column_that_is_mapped_has_to_be_there(tmp_path):
+    items = pl.DataFrame({"item_id": ["a"], "title": ["Soap"]})
+    events = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1], "search_text": ["soap"]})
+    write(tmp_path, items, events)
+    with pytest.raises(GemstError, match=r"events in .* has no column serch_text \(for query\)"):
+        sources.load(Data(source="table", path=tmp_path, columns={"query": "serch_text"}))
