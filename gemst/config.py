@@ -244,7 +244,7 @@ class Evaluation(Section):
     """What is measured."""
 
     ks: tuple[Positive, ...] = Field((1, 5, 10, 20), description="cut-offs of every metric; 10 is always added")
-    exclude_seen: bool = Field(True, description="leave items of the user's past out of every ranking")
+    exclude_seen: bool = Field(True, description="leave items of the user's train and valid events out of rankings")
     protocols: tuple[Literal["uniform99", "bm25-99", "shown"], ...] = Field(
         (),
         description="sampled protocols beside the full ranking: the targets among 99 other items, or among "

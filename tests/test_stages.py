@@ -150,7 +150,7 @@ def test_identifiers_are_built_though_mlflow_cannot_be_used(ran: Path, config, t
 @pytest.mark.parametrize(
     ("stage", "missing"),
     [
-        (stages.ingest, r"logs does not exist.*gemst fetch"),
+        (stages.ingest, r"logs is not a folder.*gemst fetch"),
         (stages.validate, r"artifacts/tables/items.parquet does not exist.*gemst ingest"),
         (stages.split, r"gemst validate"),
         (stages.tokenize, r"gemst validate"),

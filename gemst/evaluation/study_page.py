@@ -31,7 +31,7 @@ def markdown(study: Study, command: str) -> str:
     lines = [
         f"# {study.title}", "",
         f"Made by `{command} --table` from the cells under `{study.results.as_posix()}`.",
-        "Scores: NDCG@10 over the full catalogue on the test examples, items of the user's past left out for all,",
+        "Scores: NDCG@10 over the full catalogue on the test examples, the user's train and valid items left out,",
         "mean ± standard deviation over seeds; joint: harmonic mean of the two tasks. Differences (Δ) are paired by",
         "query, seeds averaged, with 95 % bootstrap intervals over users: positive means that the first row is ahead,",
         "**bold** that zero lies outside. They name their seeds where these are not all of both rows'.", "",
