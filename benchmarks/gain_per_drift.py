@@ -30,7 +30,7 @@ from gemst.data import general_text
 from gemst.evaluation.drift import predicting_states, sequences, token_stream
 from gemst.files import require, write_json
 from gemst.progress import track
-from gemst.prompts import Prompter
+from gemst.prompts import make_prompter
 from gemst.tuning import null_space
 from gemst.tuning.bases import Projector, whole_space
 from gemst.tuning.batches import Batch, make_batches
@@ -121,7 +121,7 @@ def task(config: Config, model: Any, tokenizer: Any) -> tuple[ItemModel, Iterato
     ids = item_ids.load(require(layout.ITEM_IDS, made_by="gemst tokenize"))
     inputs, outputs, white = load_rows(require(layout.ITEM_ROWS, made_by="gemst item-rows"), ids)
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, inputs, outputs)
-    prompter = Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, config.data.max_history)
+    prompter = make_prompter(config, model, tokenizer, ids, first)
     train = pl.read_parquet(layout.EXAMPLES / "train.parquet")
     batches = make_batches(config, train, prompter, backbone.decoder_start(model))
     items = ItemModel(model, first, ids.level_sizes, False, white)

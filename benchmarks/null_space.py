@@ -26,7 +26,7 @@ from gemst import backbone, item_ids, layout, stages
 from gemst.config import Config, load
 from gemst.data import general_text, tables
 from gemst.progress import track
-from gemst.prompts import Prompter
+from gemst.prompts import make_prompter
 from gemst.tuning import null_space
 from gemst.tuning.batches import Batch, make_batches
 from gemst.tuning.methods import Facts, make
@@ -96,7 +96,7 @@ def tuned_leaks(config: Config, space: Path, steps: int, minutes: float, name: s
     rows = start_rows(model, tokenizer, ids, items)
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, rows, rows * config.item_rows.scale)
     model.set_attn_implementation("eager")
-    prompter = Prompter(tokenizer, ids.token_ids(first), ids.index, config.prompts, config.data.max_history)
+    prompter = make_prompter(config, model, tokenizer, ids, first)
     stream = both_tasks(make_batches(config, pl.read_parquet(layout.EXAMPLES / "train.parquet"), prompter, None))
     item_model = ItemModel(model, first, ids.level_sizes, False)
     freeze_norms(model)

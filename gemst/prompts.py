@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from gemst.backbone import encode_text
-from gemst.config import Prompts
+from gemst.backbone import context_length, encode_text
+from gemst.config import Config, Prompts
 from gemst.errors import GemstError
 from gemst.item_ids.ids import rows_by
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from gemst.item_ids import ItemIds
 
 RECOMMENDATION, SEARCH = "recommendation", "search"
 TASKS = (RECOMMENDATION, SEARCH)
@@ -111,3 +113,11 @@ class Prompter:
         tokens = self.token_ids[rows].ravel()
         ids: list[int] = tokens[tokens >= 0].tolist()
         return ids
+
+
+def make_prompter(
+    config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: ItemIds, first: int
+) -> Prompter:
+    """The prompter of `config` for a model whose item tokens begin at the vocabulary id `first`."""
+    token_ids, context = ids.token_ids(first), context_length(model)
+    return Prompter(tokenizer, token_ids, ids.index, config.prompts, config.data.max_history, context)

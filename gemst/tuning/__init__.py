@@ -62,7 +62,7 @@ def run(
     import torch
 
     from gemst import backbone
-    from gemst.prompts import Prompter
+    from gemst.prompts import make_prompter
     from gemst.tuning import methods
     from gemst.tuning.alignment import with_alignment
     from gemst.tuning.batches import make_batches
@@ -86,14 +86,7 @@ def run(
     if config.tuning.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     backbone.settle(model, processes.device)
-    prompter = Prompter(
-        tokenizer,
-        ids.token_ids(first),
-        ids.index,
-        config.prompts,
-        config.data.max_history,
-        backbone.context_length(model),
-    )
+    prompter = make_prompter(config, model, tokenizer, ids, first)
     examples = with_alignment(train, items, ids, config.tuning.alignment, config.seed)
     batches = make_batches(config, examples, prompter, backbone.decoder_start(model))
     item_model = ItemModel(model, first, ids.level_sizes, config.tuning.loss == "vocabulary", white)

@@ -41,7 +41,7 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
 
     from gemst import backbone
     from gemst.files import atomic_folder, write_json
-    from gemst.prompts import Prompter
+    from gemst.prompts import make_prompter
     from gemst.tuning.batches import make_batches
     from gemst.tuning.model import ItemModel
     from gemst.tuning.precision import autocast
@@ -54,14 +54,7 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
     inputs = settings.norm * start_rows(model, tokenizer, ids, items, company, settings.behaviour)
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, inputs, text * settings.scale)
     backbone.settle(model, place)
-    prompter = Prompter(
-        tokenizer,
-        ids.token_ids(first),
-        ids.index,
-        config.prompts,
-        config.data.max_history,
-        backbone.context_length(model),
-    )
+    prompter = make_prompter(config, model, tokenizer, ids, first)
     batches = make_batches(config, train, prompter, backbone.decoder_start(model))
     item_model = ItemModel(model, first, ids.level_sizes, whole_vocabulary=False).eval()
     manifest: dict[str, Any] = {"ids": _identity(ids), "tokens": 0, "targets": 0, "levels": []}

@@ -35,6 +35,12 @@ class Loaded:
         return {"items": self.items.height, "events": self.events.height}
 
 
+def item_order(items: pl.DataFrame) -> list[pl.Expr]:
+    """What items are sorted by, nulls last: among rows of one item_id, the first good one is kept."""
+    lists = [pl.col(name).cast(pl.List(pl.String)).list.join("\x1f") for name in items.columns if name in _LISTS]
+    return [*(pl.col(name) for name in ("item_id", "title", "text")), *lists]
+
+
 def settle(loaded: Loaded) -> Loaded:
     """Check the schemas, drop exact duplicates by name, and put rows in canonical order.
 
@@ -48,8 +54,7 @@ def settle(loaded: Loaded) -> Loaded:
         if table.is_empty():
             raise GemstError(f"the source gives no {name}", "Look at it with `gemst ingest --dry-run`")
     dropped = {rule: rows for rule, rows in loaded.dropped.items() if rows}
-    lists = [pl.col(name).cast(pl.List(pl.String)).list.join("\x1f") for name in items.columns if name in _LISTS]
-    items = items.sort("item_id", "title", "text", *lists, nulls_last=True)
+    items = items.sort(*item_order(items), nulls_last=True)
     items, dropped["items: " + DUPLICATE] = _distinct(items)
     # Times that could not be read are all null: rows with one are not known to be equal, and go to quarantine.
     events, dropped["events: " + DUPLICATE] = _distinct(in_order(events), pl.col("timestamp").is_not_null())

@@ -101,7 +101,8 @@ def _tags(folder: Path) -> pl.DataFrame:
     if len(table.columns) != 2:
         raise GemstError(f"{folder / 'tags.dat'} has {len(table.columns)} columns, need id and tag")
     tags = table.rename(dict(zip(table.columns, ("tagID", "query"), strict=True)))
-    return tags.with_columns(pl.col("query").str.strip_chars()).unique("tagID", keep="first", maintain_order=True)
+    # A tagID given twice has the tag that sorts first, whatever the order of the file.
+    return tags.select("tagID", pl.col("query").str.strip_chars()).sort("tagID", "query").unique("tagID", keep="first")
 
 
 def _read(path: Path, *needed: str) -> pl.DataFrame:

@@ -11,6 +11,7 @@ import polars as pl
 
 from gemst.data.hashing import Hashes, mix, stable_hash
 from gemst.data.rules import item_rules, judge
+from gemst.data.sources.base import item_order
 from gemst.data.tables import RECOMMENDATION, SEARCH
 
 
@@ -28,10 +29,10 @@ def one_each(catalogue: pl.DataFrame) -> pl.DataFrame:
     again = catalogue["item_id"].is_duplicated()
     if not again.any():
         return catalogue
-    # As in `settle`: rows sort by their columns, and lists by their joined entries.
-    others = [name for name in catalogue.columns if name not in ("item_id", "title", "text", "categories")]
-    categories = pl.col("categories").list.join("\x1f").fill_null("")
-    rows = catalogue.filter(again).sort("item_id", "title", "text", categories, *others, nulls_last=True)
+    no_list = pl.lit([], dtype=pl.List(pl.String))
+    rows = catalogue.filter(again).with_columns(pl.col("categories").fill_null(no_list))  # as `settle` has it
+    others = [name for name in rows.columns if name not in ("item_id", "title", "text", "categories")]
+    rows = rows.sort(*item_order(rows), *others, nulls_last=True)
     # As in `validate`: a bad row does not take the place of a good one.
     bad = judge(rows, item_rules()).is_not_null()
     chosen = rows.with_columns(bad.alias("_bad")).sort("_bad", maintain_order=True).drop("_bad")

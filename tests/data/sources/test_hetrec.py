@@ -35,6 +35,13 @@ def test_tags_are_queries_and_the_first_one_also_a_recommendation(tmp_path):
     assert metal.null_count() == 0
 
 
+def test_a_tag_given_twice_is_one_whatever_the_order_of_the_file(tmp_path):
+    config = lastfm(tmp_path, "7\t1\t1\t1\t4\t2009\n")
+    for lines in (b"1\tmetal\n1\tdoom\n", b"1\tdoom\n1\tmetal\n"):
+        (tmp_path / "tags.dat").write_bytes(b"tagID\ttagValue\n" + lines)
+        assert sources.load(config).events["query"].drop_nulls().to_list() == ["doom"]
+
+
 def test_the_targets_own_tags_are_in_none_of_its_histories(tmp_path):
     rows = "".join(f"7\t{1 + n % 3}\t{1 + n % 2}\t1\t{1 + n // 2}\t2009\n" for n in range(20))
     loaded = sources.load(lastfm(tmp_path, rows))
