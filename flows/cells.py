@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.evaluation.study import HEADLINE, Cell, Study, queries_path, result_path
 from gemst.files import atomic_file, read_json, write_json
-from gemst.provenance import code_tags
+from gemst.provenance import code_tags, machine
 from gemst.registry.runs import name_cell
 from gemst.registry.store import DATABASE
 
@@ -183,7 +182,7 @@ def _result(study: Study, cell: Cell, folder: Path) -> dict[str, Any]:
         "largest_leak": tuned["largest_leak"],
         "seconds": seconds,
         "peak_mib": {name: one["peak_mib"] for name, one in summaries.items()},
-        "machine": _machine(), "commit": commit.get("mlflow.source.git.commit"), "dirty": commit.get("git.dirty"),
+        "machine": machine(), "commit": commit.get("mlflow.source.git.commit"), "dirty": commit.get("git.dirty"),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
     if not cell.trial:
@@ -204,19 +203,3 @@ def headline(per_query: pl.DataFrame) -> pl.DataFrame:
     """The model's NDCG@10 of every query over the full catalogue: what paired intervals of a study need."""
     columns = ("ranker", "protocol", "row", "user_id", "task", "timestamp", HEADLINE)
     return per_query.filter(ranker="model", protocol="full").select(columns).cast({HEADLINE: pl.Float32})
-
-
-def _machine() -> dict[str, Any]:
-    """What seconds and roundings of a cell depend on: `tuning.precision: auto` follows bf16."""
-    import torch
-
-    from gemst.backbone import best_device
-    from gemst.tuning.precision import native_bf16
-
-    place = best_device()
-    return {
-        "cores": os.cpu_count(), "processor": platform.machine(), "torch": torch.__version__,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
-        "bf16": native_bf16(place),
-    }  # fmt: skip

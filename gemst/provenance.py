@@ -1,12 +1,14 @@
-"""Where a model comes from: the git commit, DVC's hashes, and one hash over the artefacts themselves."""
+"""Where a model comes from: the git commit, DVC's hashes, one hash over the artefacts themselves, and the machine."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gemst import layout
 from gemst.files import read_json, sha256
@@ -45,6 +47,22 @@ def code_tags() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(status)).lower()}
+
+
+def machine() -> dict[str, Any]:
+    """What seconds and roundings depend on: `tuning.precision: auto` follows bf16."""
+    import torch
+
+    from gemst.backbone import best_device
+    from gemst.tuning.precision import native_bf16
+
+    place = best_device()
+    return {
+        "cores": os.cpu_count(), "processor": platform.machine(), "torch": torch.__version__,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+        "bf16": native_bf16(place),
+    }  # fmt: skip
 
 
 def of_model(folder: Path = layout.MODEL) -> str:

@@ -106,7 +106,8 @@ class ChainBatches(Batches):
         """`collate(rows).tokens`: the segments' tokens."""
         return sum(self.length(segment) for row in rows for segment in row)
 
-    def _targets(self, segment: Segment) -> Ints:
+    def targets(self, segment: Segment) -> Ints:
+        """The events that `collate` makes targets of, in its order."""
         return segment.fresh + np.flatnonzero(self.asked[segment.fresh : segment.high] == segment.task)
 
     def plan(self, epoch: int) -> list[list[list[Segment]]]:
@@ -186,7 +187,7 @@ class ChainBatches(Batches):
         real = (tokens >= 0) & (items >= 0)[:, None]
         trunk_ids = np.concatenate([prefix, tokens[real]]).astype(np.int64)
         ends = len(prefix) + np.r_[0, np.cumsum(real.sum(1))]  # ends[i]: trunk tokens before event i
-        wanted = self._targets(segment)
+        wanted = self.targets(segment)
         codes = self.prompter.token_ids[events.items[wanted]]
         labels = codes[codes >= 0]
         lengths = (codes >= 0).sum(1)  # of each target's ID

@@ -1,0 +1,120 @@
+"""How much of the history the untuned backbone carries to where it predicts: what item rows alone can use of it.
+
+    python benchmarks/history_in_states.py --out benchmarks/results/history-in-states.json
+
+A history is summed up by the co-behaviour vectors of its last 20 items, newest first, each weighing 0.7 of the one
+after it. The share of their variance (R2) that ridge regression reads off the states at which `gemst item-rows` fits
+its rows is measured on held-out targets, by task, the penalty chosen by leave-one-out on the others. No output rows,
+however well fitted, find the next item by a history that is not in the states. Run the pipeline up to tokenize first,
+in this folder or in --project; results are kept by data set. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import r2_score
+
+from gemst import backbone, item_ids, layout
+from gemst.config import load
+from gemst.data import tables
+from gemst.files import read_json, require, write_json
+from gemst.item_ids.behaviour import behaviour_vectors
+from gemst.progress import Progress
+from gemst.prompts import make_prompter
+from gemst.tuning.batches import make_batches
+from gemst.tuning.chain import ChainBatches
+from gemst.tuning.events import Events
+from gemst.tuning.head import whitening
+from gemst.tuning.model import ItemModel
+from gemst.tuning.precision import autocast
+from gemst.tuning.rows import BEHAVIOUR, ordered, start_rows
+
+LAST, DECAY = 20, 0.7  # of a history, as the co-visits of the evaluation weigh it
+HELD = 5  # one target in so many judges
+PENALTIES = np.logspace(0, 4, 9)
+
+
+def summaries(batches: ChainBatches, vectors: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """What the targets `at` (event numbers) have before them, (targets, k)."""
+    events: Events = batches.events
+    start = np.repeat(events.start[:-1], np.diff(events.start))[at]
+    found = np.zeros((len(at), vectors.shape[1]), np.float32)
+    for age in range(LAST):
+        place = batches.visible[at] - 1 - age
+        known = (place >= start) & (events.items[place] >= 0)
+        found[known] += DECAY**age * vectors[events.items[place[known]]]
+    return found
+
+
+def measure(tokens: int) -> dict[str, Any]:
+    """R2 by task of the project in the current folder."""
+    config = load(Path("params.yaml"), ["tuning.batch_tokens=1024", "tuning.layout=chain"])
+    torch.manual_seed(config.seed)
+    model, tokenizer = backbone.load(config.backbone)
+    items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
+    train = pl.read_parquet(require(layout.EXAMPLES / "train.parquet", made_by="gemst split"))
+    ids = item_ids.load(require(layout.ITEM_IDS, made_by="gemst tokenize"))
+    vectors, known = behaviour_vectors(ordered(ids, items), train, BEHAVIOUR)
+    vectors = np.where(known[:, None], vectors, 0).astype(np.float32)
+    text = start_rows(model, tokenizer, ids, items)
+    inputs = start_rows(model, tokenizer, ids, items, torch.from_numpy(vectors), config.item_rows.behaviour)
+    first = backbone.add_item_tokens(model, tokenizer, ids.tokens, config.item_rows.norm * inputs, text)
+    batches = make_batches(config, train, make_prompter(config, model, tokenizer, ids, first), None)
+    assert isinstance(batches, ChainBatches)
+    item_model = ItemModel(model, first, ids.level_sizes, whole_vocabulary=False).eval()
+    states, at, spent = [], [], 0
+    with torch.inference_mode(), Progress("states", total=tokens) as progress:
+        for rows in reversed(batches.plan(0)):  # the ones `gemst item-rows` fits on
+            batch = batches.collate(rows)
+            with autocast(config.tuning.precision, torch.device("cpu")):
+                reading = item_model.states(batch).float()
+            states.append(reading[batch.level == 0])
+            at += [batches.targets(segment) for row in rows for segment in row]
+            spent += batch.tokens
+            progress.advance("", batch.tokens)
+            if spent >= tokens:
+                break
+    everything, events = torch.cat(states), np.concatenate(at)
+    wanted = summaries(batches, vectors, events)
+    task = batches.events.task[events]
+    held = len(events) - len(events) // HELD
+    white = (everything @ whitening(everything[:held])).numpy()
+    ridge = RidgeCV(PENALTIES).fit(white[:held], wanted[:held])
+    guess = ridge.predict(white[held:])
+    r2 = {
+        name: round(r2_score(wanted[held:][mine], guess[mine], multioutput="variance_weighted"), 3)
+        for number, name in enumerate(("recommendation", "search"))
+        if (mine := task[held:] == number).any()
+    }
+    return {"r2": r2, "targets": len(events), "items": len(ids.item_id), "tokens": spent, "penalty": ridge.alpha_}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=40_000, help="of an epoch's last batches")
+    parser.add_argument("--project", type=Path, default=Path(), help="where params.yaml and artifacts/ are")
+    parser.add_argument("--name", default="ml-100k", help="name of the data set in the results")
+    parser.add_argument("--out", type=Path, help="write the results there as well, beside those of other data sets")
+    given = parser.parse_args()
+    out = given.out and given.out.resolve()
+    os.chdir(given.project)
+    found = measure(given.tokens)
+    if out:
+        kept = read_json(out) if out.exists() else {}
+        write_json(out, {**kept, given.name: found})
+    print(json.dumps({given.name: found}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
