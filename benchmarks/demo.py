@@ -29,7 +29,7 @@ def shown(tasks: dict[str, Any]) -> dict[str, Any]:
 
 
 def figures() -> dict[str, Any]:
-    """What the finished pipeline in the current folder measured. Raises GemstError where a stage has left nothing."""
+    """What the finished pipeline in the current folder measured."""
     metrics = read_json(layout.EVALUATION / "metrics.json")
     stages = [read_json(path) for path in sorted((layout.ARTIFACTS / "summaries").glob("*.json"))]
     return {

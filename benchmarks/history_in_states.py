@@ -28,16 +28,14 @@ from gemst import backbone, item_ids, layout
 from gemst.config import load
 from gemst.data import tables
 from gemst.files import read_json, require, write_json
-from gemst.item_ids.behaviour import behaviour_vectors
-from gemst.progress import Progress
 from gemst.prompts import make_prompter
 from gemst.tuning.batches import make_batches
 from gemst.tuning.chain import ChainBatches
-from gemst.tuning.events import Events
 from gemst.tuning.head import whitening
+from gemst.tuning.item_rows import collect, company_of
 from gemst.tuning.model import ItemModel
 from gemst.tuning.precision import autocast
-from gemst.tuning.rows import BEHAVIOUR, ordered, start_rows
+from gemst.tuning.rows import start_rows
 
 LAST, DECAY = 20, 0.7  # of a history, as the co-visits of the evaluation weigh it
 HELD = 5  # one target in so many judges
@@ -46,7 +44,7 @@ PENALTIES = np.logspace(0, 4, 9)
 
 def summaries(batches: ChainBatches, vectors: np.ndarray, at: np.ndarray) -> np.ndarray:
     """What the targets `at` (event numbers) have before them, (targets, k)."""
-    events: Events = batches.events
+    events = batches.events
     start = np.repeat(events.start[:-1], np.diff(events.start))[at]
     found = np.zeros((len(at), vectors.shape[1]), np.float32)
     for age in range(LAST):
@@ -64,31 +62,28 @@ def measure(tokens: int) -> dict[str, Any]:
     items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
     train = pl.read_parquet(require(layout.EXAMPLES / "train.parquet", made_by="gemst split"))
     ids = item_ids.load(require(layout.ITEM_IDS, made_by="gemst tokenize"))
-    vectors, known = behaviour_vectors(ordered(ids, items), train, BEHAVIOUR)
-    vectors = np.where(known[:, None], vectors, 0).astype(np.float32)
+    company = company_of(ids, items, train)
     text = start_rows(model, tokenizer, ids, items)
-    inputs = start_rows(model, tokenizer, ids, items, torch.from_numpy(vectors), config.item_rows.behaviour)
+    inputs = start_rows(model, tokenizer, ids, items, company, config.item_rows.behaviour)
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, config.item_rows.norm * inputs, text)
+    place = backbone.best_device()
+    backbone.settle(model, place)
     batches = make_batches(config, train, make_prompter(config, model, tokenizer, ids, first), None)
     assert isinstance(batches, ChainBatches)
     item_model = ItemModel(model, first, ids.level_sizes, whole_vocabulary=False).eval()
-    states, at, spent = [], [], 0
-    with torch.inference_mode(), Progress("states", total=tokens) as progress:
-        for rows in reversed(batches.plan(0)):  # the ones `gemst item-rows` fits on
-            batch = batches.collate(rows)
-            with autocast(config.tuning.precision, torch.device("cpu")):
-                reading = item_model.states(batch).float()
-            states.append(reading[batch.level == 0])
-            at += [batches.targets(segment) for row in rows for segment in row]
-            spent += batch.tokens
-            progress.advance("", batch.tokens)
-            if spent >= tokens:
-                break
-    everything, events = torch.cat(states), np.concatenate(at)
-    wanted = summaries(batches, vectors, events)
+    with torch.inference_mode(), autocast(config.tuning.precision, place):
+        states, _, level, spent = collect(item_model, batches, tokens, place)
+    states, at, left = states[level == 0], [], spent
+    for rows in reversed(batches.plan(0)):  # the events those states predict
+        at += [batches.targets(segment) for row in rows for segment in row]
+        left -= batches.tokens(rows)
+        if left <= 0:
+            break
+    events = np.concatenate(at)
+    wanted = summaries(batches, company.numpy(), events)
     task = batches.events.task[events]
     held = len(events) - len(events) // HELD
-    white = (everything @ whitening(everything[:held])).numpy()
+    white = (states @ whitening(states[:held])).numpy()
     ridge = RidgeCV(PENALTIES).fit(white[:held], wanted[:held])
     guess = ridge.predict(white[held:])
     r2 = {

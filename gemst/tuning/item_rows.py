@@ -49,7 +49,7 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
     torch.manual_seed(config.seed)
     settings, place = config.item_rows, backbone.best_device()
     model, tokenizer = backbone.load(config.backbone)
-    company = _company(ids, items, train)
+    company = company_of(ids, items, train)
     text = start_rows(model, tokenizer, ids, items)
     inputs = settings.norm * start_rows(model, tokenizer, ids, items, company, settings.behaviour)
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, inputs, text * settings.scale)
@@ -61,7 +61,7 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
     base: Tensor | None = None
     if settings.popularity or settings.tokens:
         with torch.inference_mode(), autocast(config.tuning.precision, place):
-            states, labels, level, manifest["tokens"] = _collect(item_model, batches, max(settings.tokens, 1), place)
+            states, labels, level, manifest["tokens"] = collect(item_model, batches, max(settings.tokens, 1), place)
         if settings.popularity:
             item_model.start_popular(popularity(ids, train), states, level)
         if settings.tokens:
@@ -97,7 +97,7 @@ def _identity(ids: ItemIds) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _company(ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame) -> Tensor:
+def company_of(ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame) -> Tensor:
     """Co-behaviour vectors (items, k); zero where an item was never met."""
     from gemst.item_ids.behaviour import behaviour_vectors
 
@@ -113,9 +113,7 @@ def _features(ids: ItemIds, text: Tensor, company: Tensor) -> Tensor:
     return torch.cat([part / part.std().clamp(min=1e-6) for part in parts], 1)
 
 
-def _collect(
-    items: ItemModel, batches: Batches, tokens: int, place: torch.device
-) -> tuple[Tensor, Tensor, Tensor, int]:
+def collect(items: ItemModel, batches: Batches, tokens: int, place: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
     """States (targets, d) float32, labels and levels (targets,) of an epoch's last `tokens`, and how many.
 
     Tuning begins with the first ones: what a short run sees is new to the rows.
