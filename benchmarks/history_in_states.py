@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from gemst import backbone, item_ids, layout
 from gemst.config import load
 from gemst.data import tables
 from gemst.files import read_json, require, write_json
+from gemst.item_ids import ItemIds
 from gemst.prompts import make_prompter
 from gemst.tuning.batches import make_batches
 from gemst.tuning.chain import ChainBatches
@@ -39,6 +41,7 @@ from gemst.tuning.rows import start_rows
 
 LAST, DECAY = 20, 0.7  # of a history, as the co-visits of the evaluation weigh it
 HELD = 5  # one target in so many judges
+TASKS = ("recommendation", "search")
 PENALTIES = np.logspace(0, 4, 9)
 
 
@@ -54,8 +57,26 @@ def summaries(batches: ChainBatches, vectors: np.ndarray, at: np.ndarray) -> np.
     return found
 
 
-def measure(tokens: int) -> dict[str, Any]:
-    """R2 by task of the project in the current folder."""
+@dataclass(frozen=True)
+class Sample:
+    """What `gemst item-rows` fits atomic rows on: an epoch's last targets and the untuned states that predict them."""
+
+    ids: ItemIds
+    items: pl.DataFrame
+    train: pl.DataFrame
+    batches: ChainBatches
+    text: torch.Tensor  # the items' text rows (items, d)
+    company: torch.Tensor  # their co-behaviour vectors (items, k)
+    states: torch.Tensor  # (targets, d)
+    labels: torch.Tensor  # (targets,) positions in the catalogue
+    events: np.ndarray  # (targets,) numbers of the predicted events
+    task: np.ndarray  # (targets,) 0 recommendation, 1 search
+    held: int  # targets from this one on judge
+    tokens: int
+
+
+def sample(tokens: int) -> Sample:
+    """Run the untuned backbone of the project in the current folder over `tokens` of its training log."""
     config = load(Path("params.yaml"), ["tuning.batch_tokens=1024", "tuning.layout=chain"])
     torch.manual_seed(config.seed)
     model, tokenizer = backbone.load(config.backbone)
@@ -72,26 +93,36 @@ def measure(tokens: int) -> dict[str, Any]:
     assert isinstance(batches, ChainBatches)
     item_model = ItemModel(model, first, ids.level_sizes, whole_vocabulary=False).eval()
     with torch.inference_mode(), autocast(config.tuning.precision, place):
-        states, _, level, spent = collect(item_model, batches, tokens, place)
-    states, at, left = states[level == 0], [], spent
+        states, labels, level, spent = collect(item_model, batches, tokens, place)
+    at, left = [], spent
     for rows in reversed(batches.plan(0)):  # the events those states predict
         at += [batches.targets(segment) for row in rows for segment in row]
         left -= batches.tokens(rows)
         if left <= 0:
             break
     events = np.concatenate(at)
-    wanted = summaries(batches, company.numpy(), events)
-    task = batches.events.task[events]
-    held = len(events) - len(events) // HELD
-    white = (states @ whitening(states[:held])).numpy()
-    ridge = RidgeCV(PENALTIES).fit(white[:held], wanted[:held])
-    guess = ridge.predict(white[held:])
+    return Sample(
+        ids, items, train, batches, text, company, states[level == 0].clone(), labels[level == 0].clone(), events,
+        batches.events.task[events], len(events) - len(events) // HELD, spent,
+    )  # fmt: skip
+
+
+def measure(tokens: int) -> dict[str, Any]:
+    """R2 by task of the project in the current folder."""
+    log = sample(tokens)
+    wanted = summaries(log.batches, log.company.numpy(), log.events)
+    white = (log.states @ whitening(log.states[: log.held])).numpy()
+    ridge = RidgeCV(PENALTIES).fit(white[: log.held], wanted[: log.held])
+    guess = ridge.predict(white[log.held :])
     r2 = {
-        name: round(r2_score(wanted[held:][mine], guess[mine], multioutput="variance_weighted"), 3)
-        for number, name in enumerate(("recommendation", "search"))
-        if (mine := task[held:] == number).any()
+        name: round(r2_score(wanted[log.held :][mine], guess[mine], multioutput="variance_weighted"), 3)
+        for number, name in enumerate(TASKS)
+        if (mine := log.task[log.held :] == number).any()
     }
-    return {"r2": r2, "targets": len(events), "items": len(ids.item_id), "tokens": spent, "penalty": ridge.alpha_}
+    return {
+        "r2": r2, "targets": len(log.events), "items": len(log.ids.item_id), "tokens": log.tokens,
+        "penalty": ridge.alpha_,
+    }  # fmt: skip
 
 
 def main() -> int:

@@ -65,7 +65,7 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
         if settings.popularity:
             item_model.start_popular(popularity(ids, train), states, level)
         if settings.tokens:
-            features = _features(ids, text, company)
+            features = features_of(ids, text, company)
             base = whitening(states)
             manifest["targets"] = len(labels)
             manifest["levels"] = _fit(item_model, features, states, labels, level, base, config.seed)
@@ -105,7 +105,7 @@ def company_of(ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame) -> Tensor
     return torch.from_numpy(np.where(known[:, None], vectors, 0).astype(np.float32))
 
 
-def _features(ids: ItemIds, text: Tensor, company: Tensor) -> Tensor:
+def features_of(ids: ItemIds, text: Tensor, company: Tensor) -> Tensor:
     """What tells tokens apart in the fit, (tokens, k): co-behaviour and the leading directions of their texts."""
     away = text - text.mean(0)
     left, values, _ = torch.linalg.svd(away, full_matrices=False)
