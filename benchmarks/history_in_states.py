@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def sample(tokens: int) -> Sample:
         if left <= 0:
             break
     events = np.concatenate(at)
+    # Copies, because tensors of inference mode take no part in a fit.
     return Sample(
         ids, items, train, batches, text, company, states[level == 0].clone(), labels[level == 0].clone(), events,
         batches.events.task[events], len(events) - len(events) // HELD, spent,
@@ -125,8 +127,9 @@ def measure(tokens: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(doc: str, measure: Callable[[int], dict[str, Any]]) -> int:
+    """Measure the project of the command line and keep the result by data set; `doc` is the help."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=40_000, help="of an epoch's last batches")
     parser.add_argument("--project", type=Path, default=Path(), help="where params.yaml and artifacts/ are")
     parser.add_argument("--name", default="ml-100k", help="name of the data set in the results")
@@ -143,4 +146,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, measure))

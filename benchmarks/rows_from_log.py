@@ -12,22 +12,17 @@ first, in this folder or in --project; results are kept by data set. The last li
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from history_in_states import TASKS, Sample, sample
+from history_in_states import TASKS, Sample, main, sample
 from torch import Tensor
 from torch.nn import functional
 
 from gemst.evaluation.references.lookup import Lookup
-from gemst.files import read_json, write_json
 from gemst.tuning.head import whitening
 from gemst.tuning.item_rows import features_of
 from gemst.tuning.rows import popularity
@@ -122,22 +117,5 @@ def measure(tokens: int) -> dict[str, Any]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=40_000, help="of an epoch's last batches")
-    parser.add_argument("--project", type=Path, default=Path(), help="where params.yaml and artifacts/ are")
-    parser.add_argument("--name", default="ml-100k", help="name of the data set in the results")
-    parser.add_argument("--out", type=Path, help="write the results there as well, beside those of other data sets")
-    given = parser.parse_args()
-    out = given.out and given.out.resolve()
-    os.chdir(given.project)
-    found = measure(given.tokens)
-    if out:
-        kept = read_json(out) if out.exists() else {}
-        write_json(out, {**kept, given.name: found})
-    print(json.dumps({given.name: found}))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, measure))
