@@ -25,10 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from gemst import backbone, item_ids, layout
-from gemst.config import Config, load
+from gemst.config import Config
 from gemst.data import general_text
 from gemst.evaluation.drift import predicting_states, sequences, token_stream
 from gemst.files import require, write_json
+from gemst.params import load
 from gemst.progress import track
 from gemst.prompts import make_prompter
 from gemst.tuning import null_space

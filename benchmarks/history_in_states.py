@@ -27,10 +27,10 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 
 from gemst import backbone, item_ids, layout
-from gemst.config import load
 from gemst.data import tables
 from gemst.files import read_json, require, write_json
 from gemst.item_ids import ItemIds
+from gemst.params import load
 from gemst.prompts import make_prompter
 from gemst.tuning.batches import make_batches
 from gemst.tuning.chain import ChainBatches

@@ -27,11 +27,12 @@ import torch
 import yaml
 
 from gemst import backbone, layout
-from gemst.config import Config, load
+from gemst.config import Config
 from gemst.data import sources, tables
 from gemst.evaluation.metrics import relevant_items, table_of_metrics
 from gemst.evaluation.protocols import seen_items
 from gemst.files import atomic_folder, read_json
+from gemst.params import load
 from gemst.prompts import TASKS
 from gemst.ranking import rank
 from gemst.tuning.append import append

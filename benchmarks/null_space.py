@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from gemst import backbone, item_ids, layout, stages
-from gemst.config import Config, load
+from gemst.config import Config
 from gemst.data import general_text, tables
+from gemst.params import load
 from gemst.progress import track
 from gemst.prompts import make_prompter
 from gemst.tuning import null_space

@@ -26,11 +26,11 @@ from typing import Any
 import polars as pl
 
 from gemst import layout
-from gemst.config import load
 from gemst.evaluation.metrics import relevant_items, table_of_metrics
 from gemst.evaluation.protocols import seen_items
 from gemst.evaluation.study import HEADLINE
 from gemst.files import atomic_file, atomic_folder, read_json, require, write_json
+from gemst.params import load
 from gemst.prompts import TASKS
 
 HOME = layout.ARTIFACTS / "benchmarks" / "sasrec"

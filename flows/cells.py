@@ -20,7 +20,7 @@ import polars as pl
 import yaml
 
 from flows.commands import run
-from gemst import config, layout
+from gemst import layout, params
 from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.evaluation.study import HEADLINE, Cell, Study, queries_path, result_path
@@ -44,10 +44,10 @@ def run_cell(study: Study, cell: Cell, paths: dict[str, Path], parent: str, say:
     next call goes on from its last checkpoint.
     """
     folder = study.work / cell.name
-    base = config.load(study.base, [f"registry.experiment={json.dumps(study.name)}"]).registry
+    base = params.load(study.base, [f"registry.experiment={json.dumps(study.name)}"]).registry
     own = {"experiment": base.experiment, "model_name": None, "run_name": cell.name, "parent": parent}
     full = cell.config.model_copy(update={"registry": base.model_copy(update=own)})
-    seed = config.load(study.base).seed
+    seed = params.load(study.base).seed
     prepared = full.model_copy(update={"seed": seed})
     for stage in stages_of(full):
         _prepare(study, stage, prepared, paths.get(cell.data), say)
@@ -79,11 +79,9 @@ def key(stage: str, full: Config, source: Path | None = None, graph: Path = Path
     """A hash of all a prepared stage depends on: its parameters in dvc.yaml, and the stages it reads from."""
     tree = yaml.safe_load(graph.read_text(encoding="utf-8"))["stages"]
     values = full.flat()
-    params = tree[stage].get("params", [])
+    named = tree[stage].get("params", [])
     mine = {
-        name: value
-        for name, value in values.items()
-        if any(name == one or name.startswith(f"{one}.") for one in params)
+        name: value for name, value in values.items() if any(name == one or name.startswith(f"{one}.") for one in named)
     }
     if "data.path" in mine and source is not None:
         mine["data.path"] = str(source.resolve())

@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.cells import run_cell
-from gemst import config
+from gemst import params
 from gemst.errors import GemstError
 from gemst.evaluation import study as studies
 from gemst.evaluation import study_page
@@ -83,7 +83,7 @@ def compare(
         absent = away(whole, places)
         for name, where in absent.items():
             say(f"{name} is skipped: {where} does not exist. Give its folder with --path {name}=FOLDER")
-        own = config.load(whole.base, [f"registry.experiment={whole.name}"])
+        own = params.load(whole.base, [f"registry.experiment={whole.name}"])
         parent = study_run(own, Path(study))
         while (cell := following(whole, only, absent, states)) is not None:
             spent = (time.monotonic() - began) / 60
@@ -129,7 +129,7 @@ def away(study: Study, paths: dict[str, Path]) -> dict[str, Path]:
     unknown = sorted(set(paths) - set(study.data))
     if unknown:
         raise GemstError(f"--path {unknown[0]}: the study has no such data set", f"It has {', '.join(study.data)}")
-    given = config.load(study.base).data.path
+    given = params.load(study.base).data.path
     folders = {name: paths.get(name, Path(settings.get("data.path", given))) for name, settings in study.data.items()}
     return {name: folder for name, folder in folders.items() if not folder.exists()}
 

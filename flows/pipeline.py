@@ -23,7 +23,7 @@ from prefect.states import Completed, Failed
 
 from flows import data_docs
 from flows.commands import Outcome, run
-from gemst import assets, config, layout
+from gemst import assets, layout, params
 from gemst.errors import GemstError
 from gemst.files import read_json
 from gemst.progress import duration, summary_path
@@ -92,7 +92,7 @@ def pipeline() -> State[Any]:
     outputs of the stages before it stay.
     """
     try:
-        config.load()
+        params.load()
     except GemstError as error:
         return Failed(message=str(error))
     with alone():

@@ -57,7 +57,7 @@ STAGES, USE, LOOK = "Stages, in order", "Use the champion model", "Look"
 
 
 def _config(params: Path, overrides: list[str] | None) -> Config:
-    from gemst.config import load
+    from gemst.params import load
 
     return load(params, overrides)
 

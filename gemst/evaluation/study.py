@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gemst.config import Config, load
+from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.files import read_json, require
+from gemst.params import load
 
 HEADLINE = "ndcg@10"  # what a study's cells are compared by
 

@@ -12,7 +12,7 @@ from dvc.cli import main as dvc_main
 from typer.testing import CliRunner
 
 from gemst import cli, stages
-from gemst.config import load
+from gemst.params import load
 
 ROOT = Path(__file__).parents[2]
 COPY = (

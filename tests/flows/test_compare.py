@@ -13,7 +13,7 @@ import yaml
 from prefect.client.schemas.objects import State
 
 from flows import cells, commands, compare
-from gemst import cli, config, layout, stages
+from gemst import cli, layout, params, stages
 from gemst.errors import GemstError
 from gemst.evaluation import study as studies
 from gemst.files import read_json, write_json
@@ -67,7 +67,7 @@ def in_process(calls: list[Call]) -> Callable[..., commands.Outcome]:
             patch.chdir(folder)
             patch.setenv("MLFLOW_TRACKING_URI", extra["MLFLOW_TRACKING_URI"])
             try:
-                getattr(stages, stage.replace("-", "_"))(config.load())
+                getattr(stages, stage.replace("-", "_"))(params.load())
             except GemstError as error:
                 return commands.Outcome(1, (f"gemst: {error}",))
             finally:
@@ -186,8 +186,8 @@ def test_two_cells_are_compared_by_folder_and_by_run(finished):
     names = ("logs/gems/lr=0.01,seed=7", "logs/full/lr=0.01,seed=7")
     folders = [study.work / name / layout.EVALUATION for name in names]
     run_id = read_json(study.work / names[1] / layout.TUNING / "run.json")["run_id"]
-    table = stages.compare(config.load(), str(folders[0]), str(folders[1]))
-    assert table.equals(stages.compare(config.load(), str(folders[0]), run_id))
+    table = stages.compare(params.load(), str(folders[0]), str(folders[1]))
+    assert table.equals(stages.compare(params.load(), str(folders[0]), run_id))
     lines = {line["task"]: line for line in table.filter(metric="ndcg@10").to_dicts()}
     assert set(lines) == {"recommendation", "search", "joint"}
     for task in ("recommendation", "search"):
@@ -262,7 +262,7 @@ def test_a_home_folder_is_found_and_a_study_may_leave_the_path_to_params_yaml(fi
 
 def test_prepared_stages_are_shared_exactly_when_what_they_read_agrees():
     def key(stage: str, *overrides: str) -> str:
-        return cells.key(stage, config.load(ROOT / "params.yaml", list(overrides)), graph=ROOT / "dvc.yaml")
+        return cells.key(stage, params.load(ROOT / "params.yaml", list(overrides)), graph=ROOT / "dvc.yaml")
 
     assert key("split", "tuning.lr=0.1", "registry.run_name=x") == key("split")
     assert key("null-space", "data.path=other", "seed=1") == key("null-space")
