@@ -299,6 +299,19 @@ def test_blank_lines_at_the_end_are_no_rows(tmp_path):
     assert sources.load(Data(source="table", path=folder)).rows_in["events"] == 1
 
 
+def test_a_column_may_turn_into_text_late(tmp_path, monkeypatch):
+    """Types are not guessed from the first chunk: nothing but the number of fields is checked."""
+    monkeypatch.setattr(text, "_CHUNK", 64)
+    rows = [f"{n},1,,16000000{n:02}" for n in range(10)] + ["ann,B00,green soap,1600000099.5"]
+    path = file_with(tmp_path, "events.csv", "\n".join(["user_id,item_id,query,timestamp", *rows, ""]).encode())
+    found = text.read_separated(path / "events.csv", ",")
+    assert found.rows()[-1] == ("ann", "B00", "green soap", "1600000099.5")
+    assert found["query"].null_count() == 10
+    (path / "events.csv").write_bytes((path / "events.csv").read_bytes() + b"bob,1\n")
+    with pytest.raises(GemstError, match="Row #13: Expected 4 columns, got 2"):
+        text.read_separated(path / "events.csv", ",")
+
+
 def test_utf8_is_checked_across_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "_CHUNK", 3)
     assert text.utf8("aé€😀ü\n".encode(), tmp_path).decode() == "aé€😀ü\n"

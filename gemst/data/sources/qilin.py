@@ -155,7 +155,7 @@ def _recent(requests: pl.DataFrame, clicks: pl.DataFrame) -> tuple[pl.DataFrame,
         .with_columns(place=pl.int_ranges(1, pl.col("recent").list.len() + 1))
         .explode("recent", "place", empty_as_null=True)
         .rename({"recent": "item_id"})
-        .sort("user_id", "timestamp", "request_id", "place")
+        .sort("user_id", "timestamp", "request_id", "place", nulls_last=True)  # no time is not the earliest one
     )
     listed = every.filter(pl.col("item_id").is_not_null())
     # Users that are not known go to quarantine row by row: they are not one user.

@@ -76,7 +76,8 @@ def _check_fields(content: bytes, separator: str, quoted: bool) -> None:
     """Raise ArrowInvalid naming the first row with more or fewer fields than the header: polars fills short ones up."""
     parse = csv.ParseOptions(delimiter=separator, quote_char='"' if quoted else False, newlines_in_values=quoted)
     read = csv.ReadOptions(use_threads=False, block_size=_CHUNK)  # one thread: errors then name the row
-    plain = csv.ConvertOptions(check_utf8=False, auto_dict_encode=False, include_columns=[])
+    # A column that is not there: converting none at all. Types guessed from the first block need not fit the next.
+    plain = csv.ConvertOptions(check_utf8=False, include_columns=["\0"], include_missing_columns=True)
     for _ in csv.open_csv(pa.BufferReader(content), read, parse, plain):
         pass
 

@@ -114,6 +114,27 @@ def test_recent_clicks_come_before_the_first_request_that_lists_them(loaded):
     assert loaded.dropped["events: recent click that an earlier request lists"] == 2
 
 
+def test_a_request_without_a_time_takes_no_recent_click_from_one_with(tmp_path):
+    write_parquet(tmp_path)
+    whole = sources.load(Data(source="qilin", path=tmp_path))
+    untimed = pl.read_parquet(tmp_path / "search_train.parquet").with_columns(
+        pl.lit([], dtype=pl.read_parquet(tmp_path / "search_train.parquet").schema[fields("search")[0]]).alias(
+            fields("search")[0]
+        ),
+        search_idx=0,
+    )
+    untimed.write_parquet(tmp_path / "search_train-0.parquet")
+    (tmp_path / "search_train").mkdir()
+    for name in ("search_train", "search_train-0"):
+        (tmp_path / f"{name}.parquet").rename(tmp_path / "search_train" / f"{name}.parquet")
+    again = sources.load(Data(source="qilin", path=tmp_path))
+    assert again.events.sort(pl.col("user_id", "item_id", "timestamp")).equals(
+        whole.events.sort(pl.col("user_id", "item_id", "timestamp"))
+    )
+    said = "events: recent click that an earlier request lists"
+    assert again.dropped[said] == whole.dropped[said] + 3
+
+
 def test_every_result_is_an_event_or_named(loaded):
     assert loaded.rows_in["events"] == 9
     assert loaded.dropped["events: shown and not clicked (kept in `shown` of the clicks)"] == 5
