@@ -139,10 +139,11 @@ def sequences(examples: pl.DataFrame, past: list[pl.DataFrame], length: int) -> 
     The example's own history is cut to the model's window; older events come from the examples of `past`.
     """
     rows = examples.with_row_index("user")
+    events = [table.select("user_id", "timestamp", item_id=pl.col("targets").list.first()) for table in past]
     history = rows.select("user", item_id="history").explode("item_id").drop_nulls()
     older = (
         rows.select("user", "user_id", now="timestamp")
-        .join(pl.concat(past).select("user_id", "timestamp", item_id=pl.col("targets").list.first()), on="user_id")
+        .join(pl.concat(events), on="user_id")
         .filter(pl.col("timestamp") < pl.col("now"))
         .sort("user", "timestamp", maintain_order=True)
         .select("user", "item_id")

@@ -22,7 +22,7 @@ from gemst.data.histories import Histories, histories, lists
 from gemst.data.kcore import k_core
 from gemst.data.log import Log, Rows, code
 from gemst.data.split import PARTS, TEST, TRAIN, Split, split
-from gemst.data.tables import EXAMPLES, RECOMMENDATION, SEARCH, TIME
+from gemst.data.tables import EXAMPLES, RECOMMENDATION, SEARCH, TIME, TRAIN_EXAMPLES
 from gemst.errors import GemstError
 from gemst.files import atomic_file
 
@@ -31,7 +31,9 @@ _BLOCK = 250_000  # examples made at once: bounds the memory of `write`
 
 @dataclass(frozen=True)
 class Splits:
-    """The three example tables (schema tables.EXAMPLES, sorted by user, time, task and the tie hash) and their account.
+    """The three example tables, sorted by user, time, task and the tie hash, and their account.
+
+    Their schema is tables.EXAMPLES, that of train tables.TRAIN_EXAMPLES.
 
     `counts` has events, users, items, train, valid, test (examples), unseen_test_items and `dropped`: events by rule.
     events = train + targets of valid and test + dropped.
@@ -49,7 +51,7 @@ def build(items: pl.DataFrame, events: pl.DataFrame, config: Data, seed: int) ->
     Raises GemstError when nothing is left to train on.
     """
     plan = _plan(items, events, config, seed)
-    train, valid, test = (pl.concat([EXAMPLES.to_frame(), *plan.blocks(part)]) for part in range(len(PARTS)))
+    train, valid, test = (pl.concat([_schema(part).to_frame(), *plan.blocks(part)]) for part in range(len(PARTS)))
     return Splits(train, valid, test, plan.counts)
 
 
@@ -59,9 +61,9 @@ def write(items: pl.DataFrame, events: pl.DataFrame, config: Data, seed: int, fo
     Returns the counts. Raises GemstError when nothing is left to train on.
     """
     plan = _plan(items, events, config, seed)
-    schema = EXAMPLES.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
     for part, name in enumerate(PARTS):
         path = folder / f"{name}.parquet"
+        schema = _schema(part).to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
         options: dict[str, Any] = {"compression": "zstd", "write_statistics": ["user_id", "task", "timestamp"]}
         with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as file:
             for block in plan.blocks(part):
@@ -108,14 +110,15 @@ class _Plan:
                 "task": task,
                 "query": self.events["query"].gather(rows),
                 "history": seen.items(heads, log, self.config.max_history),
-                "timestamp": pl.Series(log.unit_time[heads]).cast(TIME),
+                "timestamp": _times(log.unit_time[heads]),
             }
         )
         if targets is None:
             one = np.arange(len(heads))
             found = lists(one, one + 1, log.items.gather(log.item[heads]))
             empty = pl.lit([], dtype=pl.List(pl.String))
-            return table.with_columns(targets=found, negatives=empty).select(EXAMPLES.names())
+            clicked = _times(log.time[heads])
+            return table.with_columns(targets=found, negatives=empty, clicked=clicked).select(TRAIN_EXAMPLES.names())
         wanted = _targets_of(log, heads, targets)
         found = _as_lists(wanted, len(heads), log.items)
         drawn = negatives.draw(self.config, self.seed, log, heads, wanted, self.items, self.events, self.met)
@@ -156,6 +159,14 @@ def _plan(items: pl.DataFrame, events: pl.DataFrame, config: Data, seed: int) ->
     counts["unseen_test_items"] = len(np.setdiff1d(log.item[(parts.part == TEST) & parts.target], train_items))
     counts["dropped"] = {rule: rows for rule, rows in dropped.items() if rows}
     return _Plan(log, met, parts, items, events, config, seed, counts)
+
+
+def _schema(part: int) -> pl.Schema:
+    return TRAIN_EXAMPLES if part == TRAIN else EXAMPLES
+
+
+def _times(epoch_ms: Rows) -> pl.Series:
+    return pl.Series(epoch_ms).cast(TIME)
 
 
 def _targets_of(log: Log, heads: Rows, targets: Rows) -> pl.DataFrame:

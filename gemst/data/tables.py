@@ -32,6 +32,7 @@ EXAMPLES = pl.Schema(
         "targets": pl.List(pl.String), "negatives": pl.List(pl.String), "timestamp": TIME,
     }
 )  # fmt: skip
+TRAIN_EXAMPLES = pl.Schema({**EXAMPLES, "clicked": TIME})  # the target's own time: `timestamp` is its page's
 
 
 def in_order(events: pl.DataFrame) -> pl.DataFrame:

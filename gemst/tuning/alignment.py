@@ -34,6 +34,7 @@ def with_alignment(train: pl.DataFrame, items: pl.DataFrame, ids: ItemIds, weigh
     passes = [rng.permutation(len(titles)) for _ in range(-(-count // len(titles)))]
     chosen = titles[np.concatenate(passes)[:count]]
     empty = pl.lit([], dtype=pl.List(pl.String))
+    anywhen = pl.lit(train["timestamp"][0]).cast(train.schema["timestamp"])
     rows = chosen.with_row_index("row").select(
         user_id="\0alignment " + pl.col("row").cast(pl.String),
         task=pl.lit(SEARCH),
@@ -41,6 +42,7 @@ def with_alignment(train: pl.DataFrame, items: pl.DataFrame, ids: ItemIds, weigh
         history=empty,
         targets=pl.concat_list("item_id"),
         negatives=empty,
-        timestamp=pl.lit(train["timestamp"][0]).cast(train.schema["timestamp"]),
+        timestamp=anywhen,
+        clicked=anywhen,
     )
     return pl.concat([train, rows.select(train.columns)])

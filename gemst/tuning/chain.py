@@ -2,7 +2,7 @@
 
 A segment is a stretch of one user's events. Its trunk is the prefix and the ID tokens of the events; each event of
 the segment's task hangs a branch on the trunk: suffix (with its query) and ID tokens, seeing the trunk strictly before
-its own timestamp and nothing of other branches. An empty suffix hangs nothing: the trunk's last visible token predicts.
+its page's time and nothing of other branches. An empty suffix hangs nothing: the trunk's last visible token predicts.
 Masks and positions make every branch equal to the single-target prompt of the same history. Segments are packed into
 rows, rows into batches.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gemst.prompts import Prompter
 from gemst.tuning.batches import Batch, Batches, require_targets
-from gemst.tuning.events import Events, Ints
+from gemst.tuning.events import Events, Ints, visible
 
 _OPEN = 64  # rows kept open while packing
 
@@ -63,11 +63,7 @@ class ChainBatches(Batches):
         # All suffixes in one array: suffix q is suffix_ids[suffix_start[q] : suffix_start[q + 1]].
         self.suffix_ids = np.concatenate([np.zeros(0, np.int64), *events.suffixes]).astype(np.int64)
         self.suffix_start = np.r_[0, np.cumsum(lengths)]
-        starts = np.repeat(events.start[:-1], np.diff(events.start))
-        run = np.flatnonzero(np.r_[True, (events.time[1:] != events.time[:-1]) | (starts[1:] != starts[:-1])])
-        # Strictly before: the trunk a target sees ends where its own timestamp begins.
-        self.visible = np.repeat(run, np.diff(np.r_[run, len(events.time)])) if len(run) else run
-        self.visible = np.where(events.task < 0, np.arange(len(starts)) + 1, self.visible)
+        self.visible = visible(events)
 
     def segments(self, epoch: int) -> list[Segment]:
         """All segments of an epoch in random order, cut at other places every epoch; each target is in exactly one."""

@@ -16,7 +16,7 @@ from polars.testing import assert_frame_equal
 
 from gemst.config import Data
 from gemst.data import examples
-from gemst.data.tables import EXAMPLES
+from gemst.data.tables import EXAMPLES, TRAIN_EXAMPLES
 from gemst.errors import GemstError
 from tests.data.conftest import START, events_table, items_table, logs
 
@@ -101,8 +101,8 @@ def test_core_holds_for_every_user_and_item(log, core):
     splits = build(log, Data(core=core))
     if splits is None:
         return
-    tables = [splits.train, splits.valid, splits.test]
-    used = pl.concat(tables).select("user_id", "targets").explode("targets", empty_as_null=True)
+    tables = [table.select("user_id", "targets") for table in (splits.train, splits.valid, splits.test)]
+    used = pl.concat(tables).explode("targets", empty_as_null=True)
     if "same item again in a held-out request" not in splits.counts["dropped"]:
         assert used.group_by("user_id").len()["len"].min() >= core
         assert used.group_by("targets").len()["len"].min() >= core
@@ -164,7 +164,8 @@ def test_leave_last_out_of_each_task():
     assert shown["train"] == [
         ("recommendation", None, [], ["a"], 0), ("search", "q1", ["a"], ["b"], 1), ("search", "alone", [], ["g"], 9),
     ]  # fmt: skip
-    assert splits.train.schema == EXAMPLES
+    assert splits.train.schema == TRAIN_EXAMPLES
+    assert splits.test.schema == EXAMPLES
 
 
 def test_own_histories_hold_one_task():

@@ -125,4 +125,4 @@ def make_train(users: int = 2) -> pl.DataFrame:
         "user_id": pl.String, "task": pl.String, "query": pl.String, "history": pl.List(pl.String),
         "targets": pl.List(pl.String), "negatives": pl.List(pl.String), "timestamp": pl.Datetime("ms", "UTC"),
     }  # fmt: skip
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(clicked="timestamp")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from gemst.config import Config, Prompts
+from gemst.config import Config, Data, Prompts
+from gemst.data import examples
+from gemst.data.tables import EVENTS, TIME, conform
+from gemst.errors import GemstError
 from gemst.prompts import Prompter
 from gemst.tuning.batches import make_batches
 from gemst.tuning.chain import ChainBatches, Segment
@@ -65,6 +70,38 @@ def own_history(train: pl.DataFrame) -> pl.DataFrame:
         dtype=pl.List(pl.String),
     )
     return train.with_columns(history=past)
+
+
+def test_a_click_later_than_its_page_is_no_history_before_it_happened(prompter: Prompter) -> None:
+    """Pages whose clicks have times of their own, through the real split: both layouts, one prompt."""
+    when = [(0, "a"), (1, "r"), (5, None), (7, "r"), (9, None), (9, "s"), (11, None), (15, "s"), (16, None)]
+    when += [(96, "t"), (97, None), (98, "v"), (99, None)]  # held out
+    start = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
+    log = pl.DataFrame(
+        {
+            "user_id": ["u"] * len(when),
+            "item_id": [f"i{n % 9}" for n in range(len(when))],
+            "timestamp": pl.Series([start + dt.timedelta(minutes=at) for at, _ in when], dtype=TIME),
+            "task": ["search" if page else "recommendation" for _, page in when],
+            "query": ["comedy" if page else None for _, page in when],
+            "request_id": [page for _, page in when],
+        }
+    )
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(9)]}).with_columns(title="item_id")
+    made = examples.build(items, conform(log, EVENTS, "events"), Data(), seed=0).train
+    late = made.filter(pl.col("clicked") > pl.col("timestamp"))
+    assert late["targets"].to_list() == [["i3"], ["i7"]]
+    model = item_model(llama)
+    with torch.no_grad():
+        by_chain = torch.cat([model(batch) for batch in chain(made, prompter)(0)])
+        single = SingleBatches(made, prompter, batch_tokens=64, decoder_start=None, seed=0)
+        one_by_one = torch.cat([model(batch) for batch in single(0)])
+    torch.testing.assert_close(by_chain.sort().values, one_by_one.sort().values, atol=2e-5, rtol=1e-5)
+
+
+def test_examples_that_do_not_say_when_they_were_clicked_are_refused(train: pl.DataFrame, prompter: Prompter) -> None:
+    with pytest.raises(GemstError, match=r"no column `clicked`.*Run `gemst split`"):
+        load_events(train.drop("clicked"), prompter)
 
 
 RAGGED = np.array([[20 + i % 4, 24 + i % 3, 27 + i] for i in range(ITEMS)])
