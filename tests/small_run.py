@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from gemst import backbone, item_ids, layout
 from gemst.config import Config
 from gemst.files import write_json
-from gemst.provenance import of_model
+from gemst.provenance import of_examples, of_model
 
 ITEMS = pl.DataFrame(
     {
@@ -55,7 +55,9 @@ def make_model(folder: Path, ids: Path, seed: int = 0) -> None:
 
 
 def write_results(joint: float, examples: str = "these", seconds: float = 1.0) -> None:
-    """What `gemst evaluate` leaves behind; `examples` stands for their hash."""
+    """What `gemst evaluate` leaves behind, and the test examples it has read: other `examples`, other ones."""
+    layout.EXAMPLES.mkdir(exist_ok=True)
+    pl.DataFrame({"targets": [[examples]]}).write_parquet(layout.EXAMPLES / "test.parquet")
     write_json(
         layout.EVALUATION / "metrics.json",
         {
@@ -63,7 +65,7 @@ def write_results(joint: float, examples: str = "these", seconds: float = 1.0) -
             "references": {"bm25": {"search": {"ndcg@10": 0.125}}},
             "counts": {"search": 3},
             "seconds": {"model": seconds},
-            "of": {"model": of_model(), "examples": examples},
+            "of": {"model": of_model(), "examples": of_examples(Config())},
         },
     )
     pl.DataFrame({"row": [0], "ndcg@10": [0.25]}).write_parquet(layout.EVALUATION / "per_query.parquet")

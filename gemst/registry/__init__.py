@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gemst import layout
 from gemst.errors import GemstError
 from gemst.files import read_json, require
-from gemst.provenance import dvc_hashes, fingerprint, of_model
+from gemst.provenance import dvc_hashes, fingerprint, of_examples, of_model
 from gemst.registry.runs import start_run
 from gemst.registry.store import as_metrics, connect, explained, log_metrics, metric_name, summary_metrics
 from gemst.registry.versions import (
@@ -100,7 +100,8 @@ def register(config: Config, rescore: Rescore) -> Registered:
 
     Reads the artefacts of layout.py. Registering the same artefacts again makes nothing new: it finishes what was
     interrupted, and returns their version. `rescore` measures a champion whose score is of other examples.
-    Raises GemstError when an artefact is missing, the results are another model's, or the database cannot be used.
+    Raises GemstError when an artefact is missing, the results are of another model or other examples, or the database
+    cannot be used.
     """
     results = require(layout.EVALUATION / "metrics.json", made_by="gemst evaluate")
     require(layout.MODEL / "gemst.json", made_by="gemst tune")
@@ -108,6 +109,11 @@ def register(config: Config, rescore: Rescore) -> Registered:
     measured = metrics.get("of", {})
     if measured.get("model") != of_model():
         raise GemstError(f"{results} is of another model than {layout.MODEL}", "Run `gemst evaluate` first")
+    if measured.get("examples") != of_examples(config):
+        raise GemstError(
+            f"{results} is of other test examples, items or evaluation.exclude_seen than there are now",
+            "Run `gemst evaluate` first",
+        )
     joint = float(metrics["model"]["joint"])
     mark = fingerprint()
     with explained():

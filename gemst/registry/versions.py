@@ -71,17 +71,24 @@ def succeed(config: Config, model: Path, grown_from: Champion) -> Registered:
         before = alias(client, name, CHAMPION)
         if before is None or before.run_id is None:
             raise no_model(name)
-        if int(before.version) != grown_from.version:
-            raise GemstError(
-                f"{name} has a new champion, version {before.version}, since version {grown_from.version} was read",
-                "Run `gemst append` again",
-            )
+        _same_champion(before, grown_from, name)
         kept = {tag: before.tags[tag] for tag in (JOINT, EXAMPLES) if tag in before.tags}
         grown = {APPENDED: str(before.version), JUDGED: f"version {before.version} with other items"}
         version = new_version(client, config, name, before.run_id, kept | grown, model)
+        try:  # logging a model takes a while
+            _same_champion(alias(client, name, CHAMPION), grown_from, name)
+        except GemstError:
+            client.delete_model_version(name, version.version)
+            raise
         client.set_registered_model_alias(name, CHAMPION, version.version)
         joint = float(before.tags.get(JOINT, "nan"))
         return Registered(int(version.version), before.run_id, CHAMPION, joint, grown[JUDGED])
+
+
+def _same_champion(now: ModelVersion | None, then: Champion, name: str) -> None:
+    if now is None or int(now.version) != then.version:
+        found = "no champion" if now is None else f"a new champion, version {now.version},"
+        raise GemstError(f"{name} has {found} since version {then.version} was read", "Run `gemst append` again")
 
 
 def crown(client: MlflowClient, name: str, version: ModelVersion, rescore: Rescore) -> str:
@@ -90,13 +97,15 @@ def crown(client: MlflowClient, name: str, version: ModelVersion, rescore: Resco
     Scores compare only on the same examples. A champion that was measured on others is measured again, by `rescore`.
     The version is tagged as judged at the very end: where this is interrupted, the next call judges it again.
     """
-    holder = alias(client, name, CHAMPION)
     given, words = CHAMPION, "the first one"
-    if holder is not None and int(holder.version) != int(version.version):
+    own = judged = int(version.version)
+    # Measuring a champion takes a while: one that was crowned meanwhile is the one to beat.
+    while (holder := alias(client, name, CHAMPION)) is not None and int(holder.version) not in (own, judged):
         same = JOINT in holder.tags and holder.tags.get(EXAMPLES) == version.tags[EXAMPLES]
         theirs = float(holder.tags[JOINT]) if same else rescore(_folder(name, holder))
         given = CHAMPION if float(version.tags[JOINT]) > theirs else CHALLENGER
         words = f"champion version {holder.version} had {theirs:.4f} on the same examples"
+        judged = int(holder.version)
     client.set_registered_model_alias(name, given, version.version)
     client.set_model_version_tag(name, version.version, JUDGED, words)
     return words

@@ -14,6 +14,7 @@ from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.files import read_json, write_json
 from gemst.provenance import code_tags
+from gemst.registry import versions
 from gemst.registry.store import metric_name, summary_metrics
 from tests.small_run import make_model, write_results
 
@@ -84,6 +85,20 @@ def test_another_model_with_equal_results_is_another_version(artifacts):
     assert register().version == 2
 
 
+@pytest.mark.parametrize("changed", ["split", "exclude_seen"])
+def test_results_of_other_examples_are_refused(artifacts, changed):
+    """They would be compared with a champion that is measured on the present ones."""
+    config = CONFIG
+    if changed == "split":
+        (layout.EXAMPLES / "test.parquet").write_bytes(b"another night's")
+    else:
+        settings = CONFIG.evaluation.model_copy(update={"exclude_seen": False})
+        config = CONFIG.model_copy(update={"evaluation": settings})
+    with pytest.raises(GemstError, match=r"metrics.json is of other test examples.*Run `gemst evaluate` first"):
+        registry.register(config, unasked)
+    assert client().search_registered_models() == []
+
+
 def test_seconds_make_no_version(artifacts):
     register()
     write_results(joint=0.25, seconds=2.0)
@@ -137,6 +152,41 @@ def test_a_champion_grown_from_one_that_was_replaced_meanwhile_is_refused(artifa
     with pytest.raises(GemstError, match=r"a new champion, version 2, since version 1.*gemst append"):
         registry.succeed(CONFIG, layout.MODEL, old)
     assert registry.champion(CONFIG).version == 2
+
+
+def test_a_champion_that_is_replaced_while_its_successor_is_logged_stays(artifacts, monkeypatch):
+    register()
+    old = registry.champion(CONFIG)
+    real = versions.new_version
+
+    def slow(*given):
+        made = real(*given)
+        other = real(*given)
+        client().set_registered_model_alias("gemst", "champion", other.version)
+        return made
+
+    monkeypatch.setattr(versions, "new_version", slow)
+    with pytest.raises(GemstError, match=r"a new champion, version 3, since version 1.*gemst append"):
+        registry.succeed(CONFIG, layout.MODEL, old)
+    assert registry.champion(CONFIG).version == 3
+    assert sorted(int(one.version) for one in client().search_model_versions("name = 'gemst'")) == [1, 3]
+
+
+def test_a_champion_crowned_while_the_old_one_is_measured_is_the_one_to_beat(artifacts):
+    register()
+    write_results(joint=0.5)
+    assert register().version == 2
+    client().set_registered_model_alias("gemst", "champion", "1")
+    write_results(joint=0.3, examples="tonight's")
+
+    def rescore(folder: Path) -> float:
+        held = int(client().get_model_version_by_alias("gemst", "champion").version)
+        client().set_registered_model_alias("gemst", "champion", "2")
+        return {1: 0.1, 2: 0.4}[held]
+
+    found = register(rescore)
+    assert (found.version, found.role) == (3, "challenger")
+    assert found.judged == "champion version 2 had 0.4000 on the same examples"
 
 
 def test_artefacts_lie_beside_the_database_wherever_a_stage_runs(artifacts, monkeypatch):
