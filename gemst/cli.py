@@ -167,7 +167,7 @@ def append(params: Params = DEFAULT, overrides: Set = None) -> None:
     """Give the champion the items that are new in the catalogue, without training; a new version takes its place.
 
     Run `gemst ingest` and `gemst validate` on today's logs before. Items that are gone are retired: never returned,
-    and their IDs are not reused.
+    and their IDs are not reused; one that is back has its own again.
     """
     from gemst import stages
 

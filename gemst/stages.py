@@ -2,7 +2,7 @@
 
 A stage is one function here, one `gemst` command and one Prefect task; all but `fetch` and `register` are stages of
 dvc.yaml as well. Every one takes the whole Config, works in the current folder (gemst/layout.py says where) and
-returns a Summary.
+returns a Summary. Commands without a task of a pipeline are here too: `append` changes the champion, `compare` looks.
 """
 
 from __future__ import annotations
@@ -220,6 +220,9 @@ def evaluate(config: Config) -> Summary:
             )
         _, heldout = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
         _set_threads(config)
+        of = {}
+        if processes.first:  # before they are read: what replaces them meanwhile is not what was measured
+            of = {"model": provenance.of_model(), "examples": provenance.of_examples(config)}
         tuned = backbone.load_tuned(layout.MODEL, processes.device)
         before, tokenizer = backbone.load(config.backbone)
         before.to(processes.device)  # type: ignore[arg-type]
@@ -237,7 +240,6 @@ def evaluate(config: Config) -> Summary:
         )  # fmt: skip
         if processes.first:
             with atomic_folder(layout.EVALUATION) as folder:
-                of = {"model": provenance.of_model(), "examples": provenance.of_examples(config)}
                 write_json(folder / "metrics.json", result.metrics | {"of": of})
                 result.per_query.write_parquet(folder / "per_query.parquet")
                 report.write(
@@ -300,8 +302,8 @@ def append(config: Config) -> Summary:
         champion = registry.champion(config)
         summary.read["items"] = len(items)
         grown = grow(champion.folder, items, events, config, Path(scratch) / "model")
-        summary.written |= {"new": grown.new, "retired": grown.retired}
-        if grown.new or grown.retired:
+        summary.written |= {"new": grown.new, "retired": grown.retired, "returned": grown.returned}
+        if grown.new or grown.retired or grown.returned:
             registered = registry.succeed(config, Path(scratch) / "model", champion)
             ids = registry.champion(config).folder / "item_ids"
             summary.written |= {"model": str(config.registry.model_name), "version": str(registered.version)}

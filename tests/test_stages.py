@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,10 +12,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from gemst import item_ids, layout, stages
+from gemst import backbone, item_ids, layout, stages
 from gemst.config import Config
 from gemst.errors import GemstError
-from gemst.files import read_json
+from gemst.files import read_json, write_json
 from gemst.serving import champion
 from tests import tiny_project
 
@@ -173,13 +174,13 @@ def test_a_damaged_table_of_scores_and_an_empty_test_set_are_named(ran, config, 
     (tmp_path / "per_query.parquet").write_bytes(b"PAR1, cut off")
     with pytest.raises(GemstError, match=r"per_query.parquet cannot be read: .*Evaluate that run again"):
         stages.compare(config, str(layout.EVALUATION), str(tmp_path))
-    whole = pl.read_parquet(layout.EXAMPLES / "test.parquet")
-    whole.clear().write_parquet(layout.EXAMPLES / "test.parquet")
+    whole = (layout.EXAMPLES / "test.parquet").read_bytes()
+    pl.read_parquet(layout.EXAMPLES / "test.parquet").clear().write_parquet(layout.EXAMPLES / "test.parquet")
     try:
         with pytest.raises(GemstError, match=r"no test example.*data.test_fraction"):
             stages.evaluate(config)
     finally:
-        whole.write_parquet(layout.EXAMPLES / "test.parquet")
+        (layout.EXAMPLES / "test.parquet").write_bytes(whole)
 
 
 @pytest.mark.parametrize(("user", "query", "k", "says"), [
@@ -201,3 +202,20 @@ def test_a_champion_of_other_examples_is_measured_as_evaluate_would(ran, config,
     joint = read_json(layout.EVALUATION / "metrics.json")["model"]["joint"]
     (note,) = stages.register(met).notes  # the same model: not better than itself
     assert f"is challenger, joint NDCG@10 {joint:.4f} (champion version 1 had {joint:.4f} on the same examples)" in note
+
+
+def test_results_are_of_the_model_that_was_read(ran, config, tmp_path, monkeypatch) -> None:
+    """Another tuning may end while this one's model is measured."""
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    real = backbone.load_tuned
+
+    def read_and_replaced(folder: Path, *place: Any) -> backbone.Tuned:
+        tuned = real(folder, *place)
+        write_json(folder / "gemst.json", {**read_json(folder / "gemst.json"), "made": "later"})
+        return tuned
+
+    monkeypatch.setattr(backbone, "load_tuned", read_and_replaced)
+    stages.evaluate(config)
+    with pytest.raises(GemstError, match=r"metrics.json is of another model.*Run `gemst evaluate` first"):
+        stages.register(config)

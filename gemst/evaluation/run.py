@@ -59,7 +59,7 @@ def evaluate(
     counts and seconds. `per_query` has ranker, protocol, row, user_id, task, timestamp, the slice labels and every
     metric. Equal inputs give equal metrics; seconds apart.
     """
-    metrics_at = tuple(sorted({*config.evaluation.ks, 10}))  # the headline is at 10
+    metrics_at = _cutoffs(config)
     began = time.perf_counter()
     past = seen_items(test, [train, valid])
     seen = past if config.evaluation.exclude_seen else None
@@ -109,12 +109,17 @@ def evaluate(
 
 def joint_score(config: Config, train: pl.DataFrame, valid: pl.DataFrame, test: pl.DataFrame, rank: Rank) -> float:
     """What `evaluate` calls the model's joint score, without anything beside it."""
-    k = int(HEADLINE.split("@")[1])
     seen = seen_items(test, [train, valid]) if config.evaluation.exclude_seen else None
-    scores = table_of_metrics(rank(test, k, seen), relevant_items(test), (k,))
+    metrics_at = _cutoffs(config)
+    scores = table_of_metrics(rank(test, max(metrics_at), seen), relevant_items(test), metrics_at)
     tasks = test.select("task").with_row_index("row")
     per_query = scores.join(tasks, on="row", how="left").with_columns(ranker=pl.lit(MODEL), protocol=pl.lit(FULL))
     return float(summary(per_query)[FULL][MODEL]["joint"])
+
+
+def _cutoffs(config: Config) -> tuple[int, ...]:
+    """The metrics' cut-offs: the headline's is always one. The largest also widens a beam search."""
+    return tuple(sorted({*config.evaluation.ks, int(HEADLINE.split("@")[1])}))
 
 
 def summary(per_query: pl.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:

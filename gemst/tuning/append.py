@@ -20,6 +20,7 @@ class Appended:
 
     new: int
     retired: int
+    returned: int
     items: int
 
 
@@ -27,10 +28,10 @@ def append(model: Path, items: pl.DataFrame, events: pl.DataFrame, config: Confi
     """Write to `out` the tuned model of the folder `model` with the catalogue `items`, all of it as it is today.
 
     IDs are a new generation of the model's own (`gemst.item_ids.build`): published ones stay, items that are gone from
-    `items` are retired. Semantic IDs are made of codes that the model knows already, so not one weight changes. An
-    atomic ID is a new token with an input and an output row (`gemst.tuning.new_rows`), for which `events`, the log of
-    today, says what is asked; every other weight keeps its bits. Raises GemstError when the items do not fit the
-    model's code space, or the model knows none of them.
+    `items` are retired, ones that are back no longer are. Semantic IDs are made of codes that the model knows already,
+    so not one weight changes. An atomic ID is a new token with an input and an output row (`gemst.tuning.new_rows`),
+    for which `events`, the log of today, says what is asked; every other weight keeps its bits. Raises GemstError when
+    the items do not fit the model's code space, or the model knows none of them.
     """
     from gemst import backbone, item_ids
     from gemst.files import atomic_folder, read_json, write_json
@@ -54,6 +55,10 @@ def append(model: Path, items: pl.DataFrame, events: pl.DataFrame, config: Confi
             backbone.add_item_tokens(tuned.model, tuned.tokenizer, ids.tokens[known:], rows_in, rows_out)
         backbone.save(tuned.model, tuned.tokenizer, folder)
         write_json(folder / "gemst.json", read_json(model / "gemst.json"))
-    was_active = int(tuned.ids.active.sum())
-    new = len(ids.item_id) - len(tuned.ids.item_id)
-    return Appended(new, was_active + new - quality["items"], quality["items"])
+    before, now = tuned.ids.active, ids.active[: len(tuned.ids.active)]
+    return Appended(
+        new=len(ids.item_id) - len(before),
+        retired=int((before & ~now).sum()),
+        returned=int((now & ~before).sum()),
+        items=quality["items"],
+    )

@@ -17,7 +17,7 @@ from gemst.evaluation.references.base import Reference
 from gemst.evaluation.references.bm25 import BM25
 from gemst.evaluation.references.lookup import Lookup
 from gemst.evaluation.references.popularity import Popularity
-from gemst.evaluation.run import evaluate
+from gemst.evaluation.run import evaluate, joint_score
 
 GENRES = ("comedy", "drama", "horror")
 
@@ -126,6 +126,25 @@ def test_seen_items_are_kept_from_model_and_references_alike(items: pl.DataFrame
         assert set(past) <= set(given[0].filter(pl.col("row") == 0)["item_id"])
     other = evaluate(config(exclude_seen=not exclude), items, train, valid, test, oracle)
     assert result.metrics["references"]["popularity"] != other.metrics["references"]["popularity"]
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_the_joint_score_is_that_of_evaluate_from_an_equally_long_ranking(items: pl.DataFrame, exclude: bool) -> None:
+    """Beam search is as wide as the ranking is long: a shorter one is another ranking."""
+    train, valid, test = splits()
+    ranker, asked = BM25().fit(train, items), []
+
+    def rank(examples: pl.DataFrame, k: int, seen: pl.DataFrame | None) -> pl.DataFrame:
+        asked.append(k)
+        return ranker.rank(examples.with_columns(query=pl.coalesce("query", pl.lit(GENRES[0]))), k, seen)
+
+    chosen = config(exclude_seen=exclude, ks=[1, 5])
+    longer = config(exclude_seen=exclude, ks=[50])
+    for settings in (chosen, longer):
+        joint = evaluate(settings, items, train, valid, test, rank).metrics["model"]["joint"]
+        assert joint > 0
+        assert joint_score(settings, train, valid, test, rank) == joint
+    assert asked == [10, 10, 50, 50]
 
 
 def test_equal_inputs_give_equal_metrics(items: pl.DataFrame) -> None:

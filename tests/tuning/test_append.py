@@ -128,6 +128,16 @@ def test_semantic_ids_are_appended_without_touching_a_weight(family: str, tmp_pa
     assert {"i16", "i17", "i18", "i19"} <= set(found)
 
 
+def test_an_item_that_is_back_counts_beside_one_that_is_gone(tmp_path: Path) -> None:
+    """As many items as before, none of them new, and the champion's catalogue is another all the same."""
+    model = tuned_model(tmp_path / "model", "atomic", "llama")
+    settings = configured("atomic")
+    append(model, catalogue(16).filter(pl.col("item_id") != "i3"), log(), settings, tmp_path / "without-3")
+    now = catalogue(16).filter(pl.col("item_id") != "i5")
+    appended = append(tmp_path / "without-3", now, log(), settings, tmp_path / "without-5")
+    assert (appended.new, appended.retired, appended.returned, appended.items) == (0, 1, 1, 15)
+
+
 def test_a_full_code_space_leaves_the_model_as_it_is(tmp_path: Path) -> None:
     model = tuned_model(tmp_path / "model", "rq-kmeans", "llama")
     with pytest.raises(GemstError, match="40 items do not fit"):
