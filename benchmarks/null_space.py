@@ -62,7 +62,8 @@ def configured(base: Config, fidelity: str, precision_: str, gate: str) -> Confi
     tree["tuning"]["gates"] |= {"kind": gate}
     if fidelity != "default":
         tree["tuning"]["modules"] = PART
-    tree["null_space"]["side"] = "output" if fidelity == "released" else "input"
+    if fidelity == "released":
+        tree["null_space"] |= {"side": "output", "tokens": 2048}
     return Config.model_validate(tree)
 
 
@@ -79,8 +80,9 @@ def stage_seconds(base: Config) -> dict[str, Any]:
     return {"seconds": summary.seconds, "tokens": summary.read["tokens"], "peak_mib": summary.peak_mib}
 
 
-def tuned_leaks(config: Config, space: Path, steps: int, minutes: float, name: str) -> dict[str, Any]:
+def tuned_leaks(base: Config, name: str, space: Path, steps: int, minutes: float) -> dict[str, Any]:
     """At most `steps` steps and `minutes` of the whole backbone; leaks on the input side of every layer."""
+    config = configured(base, *SETTINGS[name])
     torch.manual_seed(config.seed)
     model, tokenizer = backbone.load(config.backbone)
     before = {name: module.weight.detach().clone() for name, module in matching(model, config.tuning.modules).items()}
@@ -88,10 +90,11 @@ def tuned_leaks(config: Config, space: Path, steps: int, minutes: float, name: s
         calibration, _ = general_text.split(config.null_space.corpus)
         folder = Path(tempfile.mkdtemp())
         null_space.build(
-            model, tokenizer, matching(model, config.tuning.modules), calibration,
-            config.null_space.model_copy(update={"tokens": 2048}), folder / "p",
+            model, tokenizer, matching(model, config.tuning.modules), calibration, config.null_space, folder / "p",
         )  # fmt: skip
-    spaces = {name: found for name, found in null_space.load(space, model)[0].items() if name in before}
+    spaces = {
+        name: found for name, found in null_space.load(space, model, base.null_space)[0].items() if name in before
+    }
     ids = item_ids.load(layout.ITEM_IDS)
     items = tables.read_items(layout.VALIDATED / "items.parquet")
     rows = start_rows(model, tokenizer, ids, items)
@@ -173,9 +176,7 @@ def main() -> None:
         results["stage"] = stage_seconds(base)
     for name in arguments.only:
         steps = arguments.costly_steps if name in COSTLY else arguments.steps
-        results[name] = tuned_leaks(
-            configured(base, *SETTINGS[name]), layout.NULL_SPACE, steps, arguments.minutes, name
-        )
+        results[name] = tuned_leaks(base, name, layout.NULL_SPACE, steps, arguments.minutes)
         print(name, json.dumps(results[name]), flush=True)
         if arguments.out:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
@@ -167,7 +168,7 @@ class Tuning(Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.0, description="decoupled, as in AdamW; with method gems of the component inside the null space alone"
     )
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), description="Adam's, of every method")
+    betas: tuple[BelowOne, BelowOne] = Field((0.9, 0.99), description="Adam's, of every method")
     clip: PositiveFloat = Field(1.0, description="largest gradient norm")
     warmup: Fraction = Field(0.05, description="share of the steps with a rising learning rate")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the rates, after the warm-up")

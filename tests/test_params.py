@@ -32,6 +32,7 @@ def test_file_over_defaults_and_overrides_over_file(written):
         ("tuning.rank=0", r"tuning\.rank = 0: .*greater than 0"),
         ("tuning.rank=many", r"tuning\.rank = 'many': .*integer"),
         ("tuning.method=sgd", r"tuning\.method = 'sgd': .*'gems'"),
+        ("tuning.betas=[0.9,1]", r"tuning\.betas\.1 = 1: .*less than 1"),
         ("null_space.energy=1.5", r"null_space\.energy = 1\.5: .*less than or equal to 1"),
         ("tuning.rank", "is not NAME=VALUE"),
         ("=3", "is not NAME=VALUE"),

@@ -147,7 +147,7 @@ def without_bases(layers: Iterable[SubspaceLinear]) -> set[str]:
     found = set()
     for task in ("rec", "src"):
         bases = [layer.basis[:, layer.widths.columns(task)] for layer in layers]
-        if bases[0].shape[1] and not any(bool(basis.any()) for basis in bases):
+        if any(basis.shape[1] for basis in bases) and not any(bool(basis.any()) for basis in bases):
             found.add(task)
     return found
 

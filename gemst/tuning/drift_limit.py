@@ -85,7 +85,7 @@ class DriftLimit:
         if len(stream) < 2:
             raise GemstError("tuning.drift_limit needs general text", "Look at null_space.corpus in params.yaml")
         self.batches = [torch.from_numpy(batch) for batch in sequences(stream, min(_LENGTH, len(stream)))]
-        with torch.inference_mode(), processes.unsharded(items):
+        with processes.unsharded(items), torch.inference_mode():  # weights gathered inside it could not be updated
             self.before = [self._states(batch) for batch in self.batches]
 
     def _states(self, batch: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class DriftLimit:
         """Mean KL per token, in nats, with the weights as they are."""
         total, count = 0.0, 0
         self.items.eval()
-        with torch.inference_mode(), self.processes.unsharded(self.items):
+        with self.processes.unsharded(self.items), torch.inference_mode():
             for batch, before in zip(self.batches, self.before, strict=True):
                 after = self._states(batch)
                 for old, new in zip(before.split(_CHUNK), after.split(_CHUNK), strict=True):

@@ -225,15 +225,20 @@ def _decompose(moments: Moments, settings: NullSpace) -> Iterator[tuple[str, tup
         yield from zip(sites, found, strict=True)
 
 
-def load(folder: Path, model: PreTrainedModel, side: str = "input") -> tuple[dict[str, Range], dict[str, Any]]:
-    """P by module name, and the manifest. Raises GemstError when it belongs to another model, or its files differ."""
+def load(folder: Path, model: PreTrainedModel, settings: NullSpace) -> tuple[dict[str, Range], dict[str, Any]]:
+    """P by module name, and the manifest.
+
+    Raises GemstError when it belongs to another model, was made with other settings (the corpus may lie elsewhere), or
+    its files differ.
+    """
     from safetensors import safe_open
 
     manifest = read_json(require(folder / "manifest.json", made_by="gemst null-space"))
     if manifest["backbone"] != fingerprint(model):
         raise GemstError(f"{folder} was made for another backbone", "Run `gemst null-space` with the present backbone")
-    if manifest["settings"].get("side", "input") != side:
-        raise GemstError(f"{folder} was not made from the {side} side", f"Run `gemst null-space` with side: {side}")
+    for name, value in settings.model_dump(mode="json", exclude={"corpus"}).items():
+        if (made := manifest["settings"].get(name)) != value:
+            raise GemstError(f"{folder} was made with null_space.{name} {made}, not {value}", "Run `gemst null-space`")
     with safe_open(require(folder / "projectors.safetensors", made_by="gemst null-space"), "pt") as file:
         if file.metadata()["hash"] != manifest["hash"]:
             raise GemstError(f"{folder}: projectors.safetensors is not of its manifest.json", "Run `gemst null-space`")

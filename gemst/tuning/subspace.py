@@ -11,6 +11,7 @@ are slices of one pass. They arrive as the gradient of `coefficients`; W itself 
 from __future__ import annotations
 
 import re
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,9 +69,7 @@ class SubspaceLinear(nn.Module):
         return joined(local(self.weight.detach()), self.remainder)
 
     def _store(self, whole: Tensor) -> None:
-        self.weight.data = whole.bfloat16()
-        rest = whole.view(torch.int32) - self.weight.detach().float().view(torch.int32)
-        self.remainder = rest.clamp_(max=2**15 - 1).to(torch.int16)  # a tie may be 2^15: one unit of float32 is lost
+        self.weight.data, self.remainder = halves(whole)
 
     @torch.no_grad()
     def fold(self, left: Tensor, right: Tensor, alpha: float) -> None:
@@ -110,6 +109,13 @@ class SubspaceLinear(nn.Module):
                 y: Tensor = _Project.apply(x.to(dtype), self.coefficients, self)
                 return y if bias is None else y + bias
             return functional.linear(x.to(dtype), self.cast_matrix(dtype), bias)
+
+
+def halves(whole: Tensor) -> tuple[Tensor, Tensor]:
+    """A float32 as the nearest bfloat16 and an int16, the rest of its bits: `joined` puts them together again."""
+    high = whole.bfloat16()
+    rest = whole.view(torch.int32) - high.float().view(torch.int32)
+    return high, rest.clamp_(max=2**15 - 1).to(torch.int16)  # a tie may be 2^15: one unit of float32 is lost
 
 
 def joined(high: Tensor, low: Tensor | None) -> Tensor:
@@ -261,6 +267,8 @@ def attach(
     a layer, or when a weight is neither float32 (or float64) nor bfloat16.
     """
     modules = matching(model, pattern)
+    if rooms is not None:
+        require_rooms(modules, rooms)
     model.requires_grad_(False)
     attached = Attached(model, {})
     for name, module in modules.items():
@@ -272,16 +280,21 @@ def attach(
             )
         if rows.dtype not in (torch.float32, torch.float64, torch.bfloat16):
             raise GemstError(f"{name} is stored as {rows.dtype}", "Load the model in torch.float32 or torch.bfloat16")
-        if rooms is not None and name not in rooms:
-            raise GemstError(
-                f"the null space has no part for {name}", "It was made for other tuning.modules: run `gemst null-space`"
-            )
         room = width if rooms is None else rooms[name]
         layer = SubspaceLinear(module, _widths(rank, subspaces, room), attached.route)
         parent, leaf = _parent(model, name)
         setattr(parent, leaf, layer)
         attached.layers[name] = layer
     return attached
+
+
+def require_rooms(modules: Iterable[str], spaces: Container[str]) -> None:
+    """Raises GemstError naming the first module that the null space has no part for."""
+    absent = next((name for name in modules if name not in spaces), None)
+    if absent is not None:
+        raise GemstError(
+            f"the null space has no part for {absent}", "It was made for other tuning.modules: run `gemst null-space`"
+        )
 
 
 def _widths(rank: int, subspaces: str, room: int) -> Widths:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemst.config import Config
+from gemst.config import Config, NullSpace
 from gemst.errors import GemstError
 from gemst.tuning import null_space
 from gemst.tuning.methods import make
@@ -81,7 +81,7 @@ def test_the_released_order_leaks_where_the_paper_and_ours_do_not(tmp_path: Path
     spaces: dict[str, null_space.Range] = {}
     for fidelity in ("default", "paper", "released"):
         items, method, batch = made(tmp_path, train, prompter, tokenizer, fidelity, refresh_every=5)
-        spaces = spaces or null_space.load(tmp_path / "input", llama(20 + ITEMS))[0]
+        spaces = spaces or null_space.load(tmp_path / "input", llama(20 + ITEMS), NullSpace(**SETTINGS))[0]
         before = {name: tensor.clone() for name, tensor in method.weights().items()}
         losses = steps(items, method, batch, 12)
         assert losses[-1] < losses[0]
@@ -89,6 +89,14 @@ def test_the_released_order_leaks_where_the_paper_and_ours_do_not(tmp_path: Path
     assert max(found["default"]) < 1e-6
     assert max(found["paper"]) < 1e-6
     assert min(found["released"]) > 1e-2
+
+
+def test_a_null_space_that_lacks_a_layer_is_refused(tmp_path: Path, train, prompter, tokenizer) -> None:
+    model, settings = llama(20 + ITEMS), NullSpace(**SETTINGS)
+    null_space.build(model, tokenizer, matching(model, "q_proj$"), TEXTS, settings, tmp_path / "p")
+    for fidelity in ("default", "paper"):
+        with pytest.raises(GemstError, match=r"null space has no part for .*k_proj.*gemst null-space"):
+            build(tmp_path / "p", train, prompter, null_space=SETTINGS, fidelity=fidelity)
 
 
 def test_the_default_is_the_engine_and_combinations_that_mean_nothing_are_refused(tmp_path, train, prompter) -> None:

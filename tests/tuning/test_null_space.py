@@ -94,17 +94,16 @@ def test_absolute_rule_is_the_papers_threshold() -> None:
 
 def test_artefact_round_trip_and_refusal_of_another_backbone(tmp_path: Path, tokenizer) -> None:
     model = llama()
-    manifest = null_space.build(
-        model, tokenizer, matching(model, PATTERN), TEXTS, NullSpace(tokens=200, sequence_length=20), tmp_path / "p"
-    )
-    spaces, loaded = null_space.load(tmp_path / "p", model)
+    settings = NullSpace(tokens=200, sequence_length=20)
+    manifest = null_space.build(model, tokenizer, matching(model, PATTERN), TEXTS, settings, tmp_path / "p")
+    spaces, loaded = null_space.load(tmp_path / "p", model, settings)
     assert loaded == manifest
     assert set(spaces) == set(matching(model, PATTERN))
     other = llama()
     with torch.no_grad():
         other.model.layers[0].self_attn.q_proj.weight += 1e-3
     with pytest.raises(GemstError, match=r"made for another backbone.*gemst null-space"):
-        null_space.load(tmp_path / "p", other)
+        null_space.load(tmp_path / "p", other, settings)
 
 
 @pytest.mark.parametrize("make", [llama, t5, gpt2])
@@ -130,9 +129,9 @@ def test_projectors_of_another_build_and_missing_ones_are_refused(tmp_path: Path
         null_space.build(model, tokenizer, matching(model, PATTERN), TEXTS, settings, tmp_path / name)
     (tmp_path / "b" / "projectors.safetensors").replace(tmp_path / "a" / "projectors.safetensors")
     with pytest.raises(GemstError, match=r"projectors.safetensors is not of its manifest.json"):
-        null_space.load(tmp_path / "a", model)
+        null_space.load(tmp_path / "a", model, settings.model_copy(update={"energy": 0.05}))
     with pytest.raises(GemstError, match=r"projectors.safetensors does not exist.*gemst null-space"):
-        null_space.load(tmp_path / "b", model)
+        null_space.load(tmp_path / "b", model, settings)
 
 
 def test_fewer_tokens_than_directions_are_no_null_space(tmp_path: Path, tokenizer) -> None:
@@ -160,13 +159,17 @@ def test_output_side_is_the_input_side_seen_through_the_weight(tokenizer) -> Non
         torch.testing.assert_close(outside.sums[name], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_an_artefact_of_the_other_side_is_refused(tmp_path: Path, tokenizer) -> None:
+@pytest.mark.parametrize(("field", "value"), [("side", "output"), ("energy", 0.3), ("tokens", 400)])
+def test_an_artefact_of_other_settings_is_refused(tmp_path: Path, tokenizer, field: str, value: object) -> None:
     model = llama()
-    settings = NullSpace(tokens=200, sequence_length=20, side="output")
-    null_space.build(model, tokenizer, matching(model, PATTERN), TEXTS, settings, tmp_path / "p")
-    with pytest.raises(GemstError, match=r"not made from the input side.*gemst null-space"):
-        null_space.load(tmp_path / "p", model)
-    assert set(null_space.load(tmp_path / "p", model, "output")[0]) == set(matching(model, PATTERN))
+    settings = NullSpace(tokens=200, sequence_length=20)
+    made = settings.model_copy(update={field: value, "corpus": Path("elsewhere.parquet")})
+    null_space.build(model, tokenizer, matching(model, PATTERN), TEXTS, made, tmp_path / "p")
+    said = rf"made with null_space\.{field} {value}, not {getattr(settings, field)}.*gemst null-space"
+    with pytest.raises(GemstError, match=said):
+        null_space.load(tmp_path / "p", model, settings)
+    wanted = settings.model_copy(update={field: value})
+    assert set(null_space.load(tmp_path / "p", model, wanted)[0]) == set(matching(model, PATTERN))
 
 
 @pytest.mark.parametrize("width", [12, 36, 37])

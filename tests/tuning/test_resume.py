@@ -30,8 +30,8 @@ from gemst.tuning import loop
 moment, number = sys.argv.pop(1), int(sys.argv.pop(1))
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 if moment == "step":
-    rate = loop.rate
-    loop.rate = lambda tuning, step, total: die() if step == number else rate(tuning, step, total)
+    count = loop._count
+    loop._count = lambda state, born: die() if state.step == number else count(state, born)
 elif moment == "writing":
     save = torch.save
     def save_or_die(value, path):
@@ -44,11 +44,11 @@ cli.main()
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    """A learned gate, decay, accumulation, dropout and early stopping: all that a resumed run must remember."""
+    """A learned gate, decay, accumulation, dropout, a drift limit and early stopping: all that must be remembered."""
     tree = Config.model_validate(tiny_project.SETTINGS).model_dump(mode="json")
     tree["tuning"] |= {
         "epochs": 16.0, "batch_tokens": 200, "accumulate": 2, "validate_every": 5, "checkpoint_every": 4, "patience": 3,
-        "weight_decay": 0.1, "refresh_every": 6, "lr": 3e-3, "item_lr": 3e-3,
+        "weight_decay": 0.1, "refresh_every": 6, "lr": 3e-3, "item_lr": 3e-3, "drift_limit": 1e-4,
         "gates": {"kind": "learned", "rec": 0.5, "lr": 0.05},
     }  # fmt: skip
     tree["item_rows"]["tokens"] = 400  # output rows are tuned in the base of a fit

@@ -9,11 +9,15 @@ import torch
 
 from gemst.tuning.methods.gems import GemsMethod
 from gemst.tuning.null_space import Range
+from gemst.tuning.subspace import halves, joined
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("complement", [False, True])
-def test_a_settled_change_leaks_one_rounding_not_that_of_every_step(transposed: bool, complement: bool) -> None:
+@pytest.mark.parametrize("narrow", [False, True])  # precision: bf16-weights
+def test_a_settled_change_leaks_one_rounding_not_that_of_every_step(
+    transposed: bool, complement: bool, narrow: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
     space = Range(torch.linalg.qr(torch.randn(16, 6, generator=generator)).Q, complement)
     before = torch.randn(12, 16, generator=generator)
@@ -25,9 +29,13 @@ def test_a_settled_change_leaks_one_rounding_not_that_of_every_step(transposed: 
     method = SimpleNamespace(attached=SimpleNamespace(layers=layers), projectors={"w": space}, optimizer=optimizer)
     kept = [before.t().contiguous(), after.t().contiguous()] if transposed else [before, after]
     settled = {"w": kept[1].clone(), "free": after.clone()}
+    if narrow:
+        settled["w"], settled["w.remainder"] = halves(settled["w"])
     leaks = [GemsMethod.certificate(method, {"w": kept[0], "free": before}, {"w": kept[1], "free": after})["w"]]
     GemsMethod.settle(method, {"w": kept[0], "free": before}, settled)
     leaks += [GemsMethod.certificate(method, {"w": kept[0], "free": before}, settled)["w"]]
+    if narrow:
+        settled["w"] = joined(settled["w"], settled.pop("w.remainder"))
     assert leaks[1] < leaks[0] / 5
     torch.testing.assert_close(settled["w"] - kept[0], kept[1] - kept[0], atol=5e-6, rtol=0)
     assert torch.equal(settled["free"], after)

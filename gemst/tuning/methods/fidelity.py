@@ -27,7 +27,7 @@ from gemst.tuning.gates import Gate, Signals
 from gemst.tuning.methods import Facts
 from gemst.tuning.methods.full import FullMethod
 from gemst.tuning.model import ItemModel
-from gemst.tuning.subspace import matching
+from gemst.tuning.subspace import matching, require_rooms
 
 _EPS = 1e-6  # of the released AdamW
 
@@ -104,9 +104,10 @@ class FidelityMethod(FullMethod):
 
     def __init__(self, config: Config, items: ItemModel, folder: Path, shard: Callable[[ItemModel], None]) -> None:
         self.spaces: dict[str, null_space.Range] = {}
-        if config.null_space.rule != "none":
-            self.spaces, _ = null_space.load(folder, items.model, config.null_space.side)
         linears = matching(items.model, config.tuning.modules)
+        if config.null_space.rule != "none":
+            self.spaces, _ = null_space.load(folder, items.model, config.null_space)
+            require_rooms(linears, self.spaces)
         self.kept_transposed = {name for name, module in linears.items() if not isinstance(module, nn.Linear)}
         self.gate = Gate(config.tuning.gates)
         super().__init__(config, items, shard)

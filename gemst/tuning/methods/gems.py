@@ -18,7 +18,7 @@ from gemst.tuning.methods import Facts
 from gemst.tuning.model import ItemModel
 from gemst.tuning.optimizer import Gems
 from gemst.tuning.parallel import local, mean_, world
-from gemst.tuning.subspace import attach, joined
+from gemst.tuning.subspace import attach, halves, joined
 
 
 class GemsMethod:
@@ -28,7 +28,7 @@ class GemsMethod:
         tuning = config.tuning
         self.projectors: dict[str, null_space.Range] = {}
         if config.null_space.rule != "none":
-            self.projectors, _ = null_space.load(folder, items.model, config.null_space.side)
+            self.projectors, _ = null_space.load(folder, items.model, config.null_space)
         rooms = {name: space.dimensions for name, space in self.projectors.items()} or None
         self.attached = attach(items.model, tuning.modules, tuning.rank, tuning.subspaces, rooms)
         shard(items)
@@ -141,16 +141,19 @@ class GemsMethod:
 
     @torch.no_grad()
     def settle(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
-        """W = W0 + P (W - W0) for the tensors of `after`, in place: every step's rounding of W to float32 leaves P.
-
-        A bfloat16 weight with its remainder stays as it is.
-        """
+        """W = W0 + P (W - W0) for the tensors of `after`, in place: every step's rounding of W to float32 leaves P."""
         for name, layer in self.attached.layers.items():
-            space, weight = self.projectors.get(name), after[name]
-            if space is not None and weight.dtype == torch.float32:
-                change = (weight - before[name]).double()
-                held = space(change).t() if layer.transposed else space(change.t().contiguous())
-                weight.copy_(before[name] + held.t())
+            space, low = self.projectors.get(name), after.get(f"{name}.remainder")
+            if space is None:
+                continue
+            change = (joined(after[name], low) - before[name]).double()
+            held = space(change).t() if layer.transposed else space(change.t().contiguous())
+            settled = before[name] + held.t()
+            if low is None:
+                after[name].copy_(settled)
+            else:
+                for half, tensor in zip(halves(settled.float()), (after[name], low), strict=True):
+                    tensor.copy_(half)
 
     def certificate(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
         """|dW K0| / (|dW| |K0|) by layer, K0 the directions general text uses; weights before and after by name.
