@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.alone import alone
 from flows.cells import run_cell
 from gemst import params
 from gemst.errors import GemstError
@@ -84,15 +85,16 @@ def compare(
         for name, where in absent.items():
             say(f"{name} is skipped: {where} does not exist. Give its folder with --path {name}=FOLDER")
         own = params.load(whole.base, [f"registry.experiment={whole.name}"])
-        parent = study_run(own, Path(study))
-        while (cell := following(whole, only, absent, states)) is not None:
-            spent = (time.monotonic() - began) / 60
-            if (max_cells is not None and len(states) >= max_cells) or (minutes is not None and spent >= minutes):
-                break
-            state = run_one(whole, cell, places, parent, cell.name, return_state=True)
-            states[cell.name] = state.name or ""
-            if not state.is_completed():
-                failed[cell.name] = str(state.message)
+        with alone(whole.work / ".lock", "another run of this study", say):  # both would take the same cell
+            parent = study_run(own, Path(study))
+            while (cell := following(whole, only, absent, states)) is not None:
+                spent = (time.monotonic() - began) / 60
+                if (max_cells is not None and len(states) >= max_cells) or (minutes is not None and spent >= minutes):
+                    break
+                state = run_one(whole, cell, places, parent, cell.name, return_state=True)
+                states[cell.name] = state.name or ""
+                if not state.is_completed():
+                    failed[cell.name] = str(state.message)
         left = studies.missing(whole)
     except GemstError as error:
         return Failed(message=str(error))

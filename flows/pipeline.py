@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -22,6 +19,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
 
 from flows import data_docs
+from flows.alone import alone
 from flows.commands import Outcome, run
 from gemst import assets, layout, params
 from gemst.errors import GemstError
@@ -95,27 +93,9 @@ def pipeline() -> State[Any]:
         params.load()
     except GemstError as error:
         return Failed(message=str(error))
-    with alone():
+    # DVC's locks keep two runs of one stage apart, not one run's results from another's model.
+    with alone(layout.ARTIFACTS / ".pipeline.lock", "another pipeline", get_run_logger().info):
         return _chain()
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Wait until no other pipeline is at work in this folder: whichever deployment, or `make demo`, it is of.
-
-    DVC's locks keep two runs of one stage apart, not one run's results from another's model.
-    """
-    layout.ARTIFACTS.mkdir(exist_ok=True)
-    lock = FileLock(layout.ARTIFACTS / ".pipeline.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        get_run_logger().info("another pipeline is at work in this folder: waiting for it to end")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _chain() -> State[Any]:

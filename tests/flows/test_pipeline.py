@@ -7,9 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,25 +187,6 @@ def test_a_lock_of_another_dvc_is_waited_for_and_never_called_removable():
     broken = pipeline._settled(commands.Outcome(1, ("ERROR: no such stage", "hint")), unchanged=False)
     assert broken.message == "no such stage"
     assert not pipeline._may_pass(pipeline.run_stage, None, broken)
-
-
-def test_a_second_pipeline_in_one_folder_waits_for_the_first(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    waits, entered = threading.Event(), threading.Event()
-    log = types.SimpleNamespace(info=lambda text: waits.set())
-    monkeypatch.setattr(pipeline, "get_run_logger", lambda: log)
-
-    def second() -> None:
-        with pipeline.alone():
-            entered.set()
-
-    thread = threading.Thread(target=second)
-    with pipeline.alone():
-        thread.start()
-        assert waits.wait(60)
-        assert not entered.wait(1)
-    assert entered.wait(60)
-    thread.join()
 
 
 @pytest.fixture
