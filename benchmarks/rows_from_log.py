@@ -43,7 +43,9 @@ class Clicks:
         self.order = known.join(place, on="item_id", how="left", maintain_order="left")["at"].to_numpy()
         targets = log.batches.events.task >= 0
         row = np.full(len(targets), -1)
-        row[targets] = np.arange(targets.sum())  # the train examples are the events that are targets, in order
+        row[targets] = np.arange(targets.sum())  # the train examples are the events that are targets, in order ...
+        if not log.train["clicked"].equals(log.train["timestamp"]):  # ... but where a page has times of its own
+            raise SystemExit("this benchmark is for logs without clicks later than their page")
         self.examples = log.train[row[log.events]]
 
     def __call__(self, at: np.ndarray) -> Tensor:

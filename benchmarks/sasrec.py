@@ -7,7 +7,7 @@ events before it. It sees no query. Every trial is kept, and a stopped run goes 
 with the best validation NDCG@10 on recommendation are reported, with one test number for each task.
 
     python benchmarks/sasrec.py                          # artifacts/examples of the current pipeline
-    python benchmarks/sasrec.py --examples FOLDER --name lastfm
+    python benchmarks/sasrec.py --examples FOLDER --name lastfm-2k    # of a study: artifacts/study/shared/split-KEY/...
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import polars as pl
 
 from gemst import layout
+from gemst.data.tables import EXAMPLES
 from gemst.evaluation.metrics import relevant_items, table_of_metrics
 from gemst.evaluation.protocols import seen_items
 from gemst.evaluation.study import HEADLINE
@@ -57,7 +58,8 @@ def main() -> None:
     known = {"valid": [splits["train"]], "test": [splits["train"], splits["valid"]]}
     exclude = load().evaluation.exclude_seen if Path("params.yaml").exists() else True
     seen = {name: seen_items(splits[name], past) if exclude else None for name, past in known.items()}
-    content = hashlib.sha256(b"".join((given.examples / f"{name}.parquet").read_bytes() for name in splits)).hexdigest()
+    rows = [frame.select(EXAMPLES.names()).hash_rows(seed=1).to_numpy() for frame in splits.values()]
+    content = hashlib.sha256(b"".join(numbers.tobytes() for numbers in rows)).hexdigest()
     work = HOME / f"{given.name}-{content[:12]}"
     python = environment()
     many = splits["train"]["targets"].explode().n_unique() > SOFTMAX_ITEMS

@@ -122,7 +122,8 @@ def _references(study: Study, data: str, rows: dict[str, Results]) -> list[str]:
     specialist = sasrec(study, data)
     if specialist:
         body.append([sasrec_label(specialist), *_scores(specialist["test"])])
-    note = [] if specialist else [f"SASRec: not measured yet (`python benchmarks/sasrec.py --name {data}`).", ""]
+    command = f"python benchmarks/sasrec.py --examples FOLDER --name {data}"
+    note = [] if specialist else [f"SASRec: not measured yet (`{command}`).", ""]
     return ["Reference rankers:", "", *_table(["", *TASKS, JOINT], body), "", *note]
 
 

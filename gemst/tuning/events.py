@@ -41,7 +41,10 @@ def load_events(train: pl.DataFrame, prompter: Prompter, own: bool = False) -> E
     GemstError when the table does not say when its targets were clicked.
     """
     if "clicked" not in train.columns:
-        raise GemstError("the train examples have no column `clicked`: an older gemst made them", "Run `gemst split`")
+        raise GemstError(
+            "the train examples have no column `clicked`: an older gemst made them",
+            "Run `gemst split`; a study makes its own again once artifacts/study/shared/split-* is removed",
+        )
     train = train.filter(pl.col("targets").list.len() > 0)
     keys = ["user_id", "task"] if own else ["user_id"]
     train = train.sort(keys, maintain_order=True) if own else train  # a user's tasks interleave, in order of time
