@@ -49,7 +49,8 @@ def make_model(folder: Path, ids: Path, seed: int = 0) -> None:
     rows = torch.randn(len(tokens), 16)
     first = backbone.add_item_tokens(model, tokenizer, tokens, rows, rows)
     backbone.save(model, tokenizer, folder)
-    card = {"first_item_token": first, "prompts": Config().prompts.model_dump(mode="json"), "max_history": 20}
+    params = Config().model_dump(mode="json")
+    card = {"first_item_token": first, "prompts": params["prompts"], "max_history": 20, "params": params}
     write_json(folder / "gemst.json", card)
     shutil.copytree(ids, folder / "item_ids")
 

@@ -183,6 +183,27 @@ def test_a_damaged_table_of_scores_and_an_empty_test_set_are_named(ran, config, 
         (layout.EXAMPLES / "test.parquet").write_bytes(whole)
 
 
+def test_tuning_without_validation_examples_is_refused(ran, config, tmp_path, monkeypatch) -> None:
+    """Nothing would ever be better than the start."""
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    valid = pl.read_parquet(layout.EXAMPLES / "valid.parquet")
+    one = config.model_copy(update={"tuning": config.tuning.model_copy(update={"tasks": "search"})})
+    for left, settings in ((valid.clear(), config), (valid.filter(task="recommendation"), one)):
+        left.write_parquet(layout.EXAMPLES / "valid.parquet")
+        with pytest.raises(GemstError, match=r"no validation example.*which weights are best.*data.valid_fraction"):
+            stages.tune(settings)
+
+
+def test_the_champion_sees_the_kind_of_history_it_was_tuned_on(ran, config, tmp_path, monkeypatch) -> None:
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    stages.register(config)
+    other = config.model_copy(update={"data": config.data.model_copy(update={"history": "own"})})
+    found = [champion.search(settings, "u3", "comedy", 12) for settings in (config, other)]
+    assert found[0].equals(found[1])
+
+
 @pytest.mark.parametrize(("user", "query", "k", "says"), [
     ("nobody", None, 3, "user 'nobody' has no event"), ("u3", None, 0, "k = 0 is out of bounds"),
     ("u3", "  ", 3, "the query is empty"),

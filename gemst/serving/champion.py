@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gemst import layout
 from gemst.errors import GemstError
-from gemst.files import require
+from gemst.files import read_json, require
 from gemst.serving.api import MOST_ITEMS
 
 if TYPE_CHECKING:
@@ -44,9 +44,11 @@ def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame
         raise GemstError(f"user {user!r} has no event", f"Known users are in {layout.VALIDATED / 'events.parquet'}")
     if config.threads:
         torch.set_num_threads(config.threads)
-    tuned = backbone.load_tuned(registry.champion(config).folder, backbone.best_device())
+    folder = registry.champion(config).folder
+    tuned = backbone.load_tuned(folder, backbone.best_device())
     task = "recommendation" if query is None else "search"
-    history = (met.filter(task=task) if config.data.history == "own" else met)["item_id"].to_list()
+    own = read_json(folder / "gemst.json")["params"]["data"]["history"] == "own"  # what it was tuned on
+    history = (met.filter(task=task) if own else met)["item_id"].to_list()
     asked = pl.DataFrame(
         {"user_id": [user], "task": [task], "query": [query], "history": [history]},
         schema_overrides={"query": pl.String, "history": pl.List(pl.String)},
