@@ -66,9 +66,12 @@ class Batches(ABC):
     def tokens(self, rows: Any) -> int:
         """`collate(rows).tokens` without making the batch: cheap enough to plan a whole run by."""
 
-    def steps_per_epoch(self, accumulate: int) -> int:
-        """Optimizer steps in the first epoch when each takes `accumulate` batches; later epochs differ by a few."""
-        return max(1, len(self.plan(0)) // accumulate)
+    def steps_per_epoch(self, accumulate: int) -> float:
+        """Optimizer steps in the first epoch when each takes `accumulate` batches; later epochs differ by a few.
+
+        A fraction: a step may take the last batches of one epoch and the first ones of the next.
+        """
+        return len(self.plan(0)) / accumulate
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch."""

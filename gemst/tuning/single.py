@@ -13,7 +13,7 @@ from gemst.tuning.batches import Batch, Batches, require_targets
 
 
 class SingleBatches(Batches):
-    """Batches of about as many rows each, of similar histories, recommendation first.
+    """Batches of about as many rows each, of similar histories, recommendation first; fewer where rows are long.
 
     Rows are drawn without regard to their task: a batch holds as many of each as chance gives it, and a small one may
     lack a task. Examples whose target has no ID are left out; raises GemstError when none is left.
@@ -22,7 +22,7 @@ class SingleBatches(Batches):
     def __init__(
         self, train: pl.DataFrame, prompter: Prompter, *, batch_tokens: int, decoder_start: int | None, seed: int
     ) -> None:
-        self.prompter, self.decoder_start, self.seed = prompter, decoder_start, seed
+        self.prompter, self.decoder_start, self.seed, self.batch_tokens = prompter, decoder_start, seed, batch_tokens
         target = rows_by(prompter.index, train["targets"].list.first())
         known = target >= 0
         require_targets(known)
@@ -43,8 +43,17 @@ class SingleBatches(Batches):
         pieces = [order[i : i + window] for i in range(0, len(order), window)]
         bucketed = np.concatenate([piece[np.argsort(self.history[piece], kind="stable")] for piece in pieces])
         batches = np.array_split(bucketed, max(1, round(len(bucketed) / self.rows)))
-        chosen = [batches[i] for i in rng.permutation(len(batches))]
+        chosen = [part for i in rng.permutation(len(batches)) for part in self._fitting(batches[i])]
         return [rows[np.argsort(self.search[rows], kind="stable")] for rows in chosen]
+
+    def _fitting(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The batch, or its shorter and its longer half where padding makes it too long: queries can be pages."""
+        lengths = self._lengths(rows)
+        if len(rows) == 1 or len(rows) * lengths.max() <= self.batch_tokens:
+            return [rows]
+        order = rows[np.argsort(lengths, kind="stable")]
+        middle = len(order) // 2
+        return self._fitting(order[:middle]) + self._fitting(order[middle:])
 
     def collate(self, rows: np.ndarray) -> Batch:
         """Tensors of the examples `rows`, recommendation first."""
@@ -82,13 +91,16 @@ class SingleBatches(Batches):
 
     def tokens(self, rows: np.ndarray) -> int:
         """`collate(rows).tokens`: prompts and IDs, and for decoder-only models all of an ID but its last token."""
+        return int(self._lengths(rows).sum())
+
+    def _lengths(self, rows: np.ndarray) -> NDArray[np.int64]:
+        """Tokens of each of the examples `rows`, (len(rows),); counted once."""
         new = rows[self.counted[rows] < 0]
         if len(new):
             self.counted[new] = self._count(new)
-        return int(self.counted[rows].sum())
+        return self.counted[rows]
 
     def _count(self, rows: np.ndarray) -> NDArray[np.int64]:
-        """Tokens of each of the examples `rows`, (len(rows),)."""
         examples = self.train[rows]
         history = self.prompter.history_rows(examples["history"])
         owner = np.repeat(np.arange(len(rows)), [len(items) for items in history])

@@ -12,6 +12,7 @@ from gemst.config import Config, Prompts
 from gemst.errors import GemstError
 from gemst.prompts import Prompter
 from gemst.tuning.batches import Batches, make_batches
+from gemst.tuning.loop import schedule
 from tests.tuning.conftest import ITEMS
 
 LAYOUTS = [("chain", None), ("single", None), ("single", 0)]
@@ -66,3 +67,26 @@ def test_targets_without_an_id_are_left_out(train, prompter, layout, decoder_sta
     wanted = sorted(prompter.index[t[0]] + 20 for t in train["targets"].to_list() if t[0] in prompter.index)
     made = batches(train, prompter, decoder_start, layout=layout, chain_items=2)
     assert sorted(np.concatenate([batch.labels.numpy() for batch in made(0)]).tolist()) == wanted
+
+
+@pytest.mark.parametrize("decoder_start", [None, 0])
+def test_single_rows_stay_inside_a_batch_however_long_queries_are(train, prompter, decoder_start) -> None:
+    number = train.with_row_index().filter(task="search")["index"][0]
+    page = pl.when(pl.int_range(pl.len()) == number).then(pl.lit("a bad old film " * 10)).otherwise("query")
+    pages = train.with_columns(query=page)
+    made = batches(pages, prompter, decoder_start, layout="single")
+    for epoch in range(3):
+        plan = made.plan(epoch)
+        assert sorted(np.concatenate(plan)) == list(range(len(train)))
+        for rows in plan:
+            ids = made.collate(rows).input_ids
+            assert ids.numel() <= 90 or len(rows) == 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4, 50])
+def test_a_step_may_span_epochs_and_the_schedule_counts_passes_all_the_same(train, prompter, accumulate) -> None:
+    made = batches(train, prompter, 0, batch_tokens=40)
+    settings = Config.model_validate({"tuning": {"epochs": 10, "accumulate": accumulate}}).tuning
+    passes = schedule(made, settings) * accumulate / len(made.plan(0))
+    assert len(made.plan(0)) % 4
+    assert abs(passes - 10) <= accumulate / len(made.plan(0)) / 2
