@@ -218,6 +218,8 @@ class Tuning(Section):
             raise ValueError(f"fidelity {self.fidelity} has all subspaces and fp32 weights")
         if self.tasks != "both" and self.method in ("pcgrad", "upgrad"):
             raise ValueError(f"method {self.method} weighs two tasks; use it with tasks: both")
+        if self.tasks != "both" and self.gates.kind == "learned":
+            raise ValueError(f"a learned gate compares two tasks; use gates.kind: heuristic with tasks: {self.tasks}")
         if self.tasks == "recommendation" and self.alignment:
             raise ValueError("alignment rows count as search; use alignment: 0 with tasks: recommendation")
         return self

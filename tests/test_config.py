@@ -17,6 +17,11 @@ def test_the_tree_is_frozen():
         config.Config().tuning.rank = 3  # type: ignore[misc]
 
 
+def test_a_learned_gate_wants_two_tasks():
+    with pytest.raises(ValidationError, match=r"a learned gate compares two tasks; use gates\.kind: heuristic"):
+        config.Config.model_validate({"tuning": {"tasks": "search", "gates": {"kind": "learned"}}})
+
+
 def test_flat_names_round_trip():
     tree = config.Config()
     flat = tree.flat()

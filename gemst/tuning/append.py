@@ -51,7 +51,8 @@ def append(model: Path, items: pl.DataFrame, events: pl.DataFrame, config: Confi
         ids = item_ids.load(folder / "item_ids")
         known = len(tuned.ids.tokens)
         if len(ids.tokens) > known:
-            rows_in, rows_out = make(tuned, items, events, ids.item_id[known:])
+            own = read_json(model / "gemst.json")["params"]["data"]["history"] == "own"
+            rows_in, rows_out = make(tuned, items, events, ids.item_id[known:], own)
             backbone.add_item_tokens(tuned.model, tuned.tokenizer, ids.tokens[known:], rows_in, rows_out)
         backbone.save(tuned.model, tuned.tokenizer, folder)
         write_json(folder / "gemst.json", read_json(model / "gemst.json"))

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from gemst.prompts import SEARCH
+from gemst.prompts import SEARCH, TASKS
 from gemst.tuning.rows import item_texts
 
 if TYPE_CHECKING:
@@ -27,10 +27,11 @@ _RIDGE = 0.01  # share of the states' mean energy per dimension
 _BATCH = 32
 
 
-def make(tuned: Tuned, items: pl.DataFrame, events: pl.DataFrame, new: list[str]) -> tuple[Tensor, Tensor]:
+def make(tuned: Tuned, items: pl.DataFrame, events: pl.DataFrame, new: list[str], own: bool) -> tuple[Tensor, Tensor]:
     """Input and output rows, each (len(new), d), of the items `new` of the catalogue `items`.
 
-    `events` is a log: whose histories and which queries the model meets.
+    `events` is a log: whose histories and which queries the model meets. With `own`, histories are of a task's own
+    events, as `data.history: own` makes them.
     """
     from gemst import backbone
 
@@ -43,10 +44,10 @@ def make(tuned: Tuned, items: pl.DataFrame, events: pl.DataFrame, new: list[str]
     words = [backbone.text_rows(tuned.model, tuned.tokenizer, item_texts(table)) for table in (listed, fresh)]
 
     trained = head[tokens].double()
-    pasts = histories(events, listed["item_id"])
-    around = _contexts(tuned, events, listed["title"], pasts)
+    browsed, searched = (histories(events.filter(task=task) if own else events, listed["item_id"]) for task in TASKS)
+    around = _contexts(tuned, events, listed["title"], browsed, searched)
     asked = torch.stack(
-        [_answers(tuned, fresh["title"], None if turn is None else _drawn(pasts, len(fresh), turn))
+        [_answers(tuned, fresh["title"], None if turn is None else _drawn(searched, len(fresh), turn))
          for turn in (None, *range(_PASTS))], dim=1,
     )  # fmt: skip
     low = torch.cat([(some @ trained.T).quantile(_UNPOPULAR, dim=1) for some in around.split(_BATCH)])
@@ -65,15 +66,18 @@ def histories(events: pl.DataFrame, item_ids: pl.Series) -> pl.Series:
     return past if len(past) else pl.Series([[]], dtype=pl.List(pl.String))
 
 
-def _contexts(tuned: Tuned, events: pl.DataFrame, titles: pl.Series, pasts: pl.Series) -> Tensor:
-    """States (n, d) of what the model is asked: histories; queries and titles, after a history and after none."""
+def _contexts(tuned: Tuned, events: pl.DataFrame, titles: pl.Series, browsed: pl.Series, searched: pl.Series) -> Tensor:
+    """States (n, d) of what the model is asked: histories; queries and titles, after a history and after none.
+
+    `browsed` and `searched` are histories as recommendation and search have them.
+    """
     queries = events.filter(task=SEARCH)["query"].drop_nulls()
     nothing = pl.Series([None] * _SAMPLE, dtype=pl.String)
-    states = [_answers(tuned, nothing, _drawn(pasts, _SAMPLE, 0))]
+    states = [_answers(tuned, nothing, _drawn(browsed, _SAMPLE, 0))]
     for number, text in enumerate((queries, titles)):
         if len(text):
             drawn = text.sample(_SAMPLE, with_replacement=True, seed=number)
-            states += [_answers(tuned, drawn), _answers(tuned, drawn, _drawn(pasts, _SAMPLE, number))]
+            states += [_answers(tuned, drawn), _answers(tuned, drawn, _drawn(searched, _SAMPLE, number))]
     return torch.cat(states)
 
 

@@ -230,29 +230,28 @@ class Attached:
 
 
 def matching(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
-    """Linear and Conv1D modules whose name matches `pattern`. Raises GemstError when none does."""
+    """Linear and Conv1D modules whose name matches `pattern`, but for the head: item tokens have their own rows there.
+
+    Raises GemstError when none does.
+    """
     from transformers.pytorch_utils import Conv1D
 
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise GemstError(f"tuning.modules = {pattern!r} is no regular expression: {error}") from None
-    found: dict[str, nn.Module] = {
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    linears: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and expression.search(name)
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
+    found = {name: module for name, module in linears.items() if expression.search(name)}
     if not found:
-        linears = sorted(
-            {
-                name.rsplit(".", 1)[-1]
-                for name, module in model.named_modules()
-                if isinstance(module, nn.Linear | Conv1D)
-            }
-        )
+        leaves = sorted({name.rsplit(".", 1)[-1] for name in linears})
         raise GemstError(
             f"tuning.modules = {pattern!r} matches no Linear of the backbone",
-            f"Its Linears are named {', '.join(linears)}",
+            f"Its Linears are named {', '.join(leaves)}",
         )
     return found
 

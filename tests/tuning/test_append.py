@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from gemst import backbone, item_ids
 from gemst.config import Config
 from gemst.errors import GemstError
-from gemst.files import write_json
+from gemst.files import read_json, write_json
 from gemst.ranking import rank
 from gemst.tuning.append import append
 from gemst.tuning.new_rows import answer, histories, place
@@ -55,7 +55,8 @@ def tuned_model(folder: Path, strategy: str, family: str, n: int = 16) -> Path:
     rows = start_rows(model, words, ids, items)
     first = backbone.add_item_tokens(model, words, ids.tokens, rows, 0.5 * rows)
     backbone.save(model, words, folder)
-    card = {"first_item_token": first, "prompts": config.prompts.model_dump(mode="json"), "max_history": 20}
+    params = config.model_dump(mode="json")
+    card = {"first_item_token": first, "prompts": params["prompts"], "max_history": 20, "params": params}
     write_json(folder / "gemst.json", card)
     return folder
 
@@ -136,6 +137,18 @@ def test_an_item_that_is_back_counts_beside_one_that_is_gone(tmp_path: Path) -> 
     now = catalogue(16).filter(pl.col("item_id") != "i5")
     appended = append(tmp_path / "without-3", now, log(), settings, tmp_path / "without-5")
     assert (appended.new, appended.retired, appended.returned, appended.items) == (0, 1, 1, 15)
+
+
+def test_new_rows_are_made_from_the_histories_that_the_model_was_tuned_on(tmp_path: Path) -> None:
+    model = tuned_model(tmp_path / "model", "atomic", "llama")
+    rows = []
+    for history in ("both", "own"):
+        card = read_json(model / "gemst.json")
+        card["params"]["data"]["history"] = history
+        write_json(model / "gemst.json", card)
+        append(model, catalogue(18), log(), configured("atomic"), tmp_path / history)
+        rows.append(load_file(tmp_path / history / "model.safetensors")["lm_head.weight"][-2:])
+    assert not torch.allclose(*rows)
 
 
 def test_a_full_code_space_leaves_the_model_as_it_is(tmp_path: Path) -> None:

@@ -238,3 +238,12 @@ def test_wrong_use_says_what_to_do() -> None:
         attach(models.llama(), "nothing_like_this", rank=4)
     with pytest.raises(GemstError, match=r"stored as torch.float16.*torch.float32 or torch.bfloat16"):
         attach(models.llama().half(), PATTERN, rank=4)
+
+
+@pytest.mark.parametrize("make", [models.llama, models.t5, models.gpt2])
+def test_the_head_is_none_of_the_linears(make) -> None:
+    """General text does not pass through it on its way, and item tokens have rows of their own there."""
+    model = make()
+    found = matching(model, ".*")
+    assert found
+    assert all(module is not model.get_output_embeddings() for module in found.values())
