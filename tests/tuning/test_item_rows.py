@@ -47,7 +47,7 @@ def logs() -> pl.DataFrame:
                     "targets": [f"i{past[step]}"], "timestamp": datetime(2024, 1, 1) + timedelta(minutes=step),
                 }
             )  # fmt: skip
-    return pl.DataFrame(rows).cast({"timestamp": pl.Datetime("ms")})
+    return pl.DataFrame(rows).cast({"timestamp": pl.Datetime("ms")}).with_columns(clicked="timestamp")
 
 
 def prepared(folder: Path, strategy: str, family: str) -> tuple[ItemIds, pl.DataFrame]:

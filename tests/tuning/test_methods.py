@@ -132,7 +132,7 @@ def test_what_left_the_null_space_is_not_settled_away_and_certified(tmp_path: Pa
     settings = config.null_space.model_copy(update={"tokens": 200, "sequence_length": 20})
     texts = ["the good old comedy , a bad new film . History : drama"] * 40
     null_space.build(plain, tokenizer, matching(plain, config.tuning.modules), texts, settings, tmp_path)
-    items, method, batch = build(tmp_path, train, prompter, null_space={"rule": "energy"})
+    items, method, batch = build(tmp_path, train, prompter, null_space={"tokens": 200, "sequence_length": 20})
     named = {name: layer.weight.detach().clone() for name, layer in method.attached.layers.items()}
     steps(items, method, batch, 5)
     assert max(method.certificate(named, method.weights()).values()) < 1e-5
