@@ -31,7 +31,7 @@ from gemst.data import tables
 from gemst.files import read_json, require, write_json
 from gemst.item_ids import ItemIds
 from gemst.params import load
-from gemst.prompts import make_prompter
+from gemst.prompts import TASKS, make_prompter
 from gemst.tuning.batches import make_batches
 from gemst.tuning.chain import ChainBatches
 from gemst.tuning.head import whitening
@@ -42,7 +42,6 @@ from gemst.tuning.rows import start_rows
 
 LAST, DECAY = 20, 0.7  # of a history, as the co-visits of the evaluation weigh it
 HELD = 5  # one target in so many judges
-TASKS = ("recommendation", "search")
 PENALTIES = np.logspace(0, 4, 9)
 
 

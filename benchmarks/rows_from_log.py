@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from history_in_states import TASKS, Sample, main, sample
+from history_in_states import Sample, main, sample
 from torch import Tensor
 from torch.nn import functional
 
 from gemst.evaluation.references.lookup import Lookup
+from gemst.prompts import TASKS
 from gemst.tuning.head import whitening
 from gemst.tuning.item_rows import features_of
 from gemst.tuning.rows import popularity

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Validation:
-    """Ranks the validation examples of evenly spaced users; the score is the harmonic mean of both NDCG@10.
+    """Ranks the validation examples of evenly spaced users, of those that the tuned tasks have.
 
-    Each process of a run ranks its share of the examples, and all get the same scores. Raises GemstError when there is
-    no example of the tuned tasks.
+    The score is the harmonic mean of the tasks' NDCG@10. Each process of a run ranks its share of the examples, and all
+    get the same scores. Raises GemstError when there is no example of the tuned tasks.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Validation:
 
         self.config, self.items, self.tuned, self.processes = config, items, tuned, processes
         tasks = config.tuning.tasks
-        if not len(valid if tasks == "both" else valid.filter(task=tasks)):
+        users = (valid if tasks == "both" else valid.filter(task=tasks))["user_id"].unique().sort()
+        if users.is_empty():
             raise GemstError(
                 f"there is no validation example{'' if tasks == 'both' else f' for tuning.tasks: {tasks}'}: nothing "
                 "says which weights are best",
                 "Raise data.valid_fraction or lower data.min_history; split.json says what was dropped",
             )
-        users = valid["user_id"].unique().sort()
         chosen = users.gather_every(max(1, len(users) // config.tuning.validate_users))
         everything = valid.filter(pl.col("user_id").is_in(chosen.implode()))
         self.examples = everything[processes.rank :: processes.count]

@@ -14,7 +14,7 @@ from gemst.data import examples
 from gemst.data.tables import EVENTS, TIME, conform
 from gemst.errors import GemstError
 from gemst.prompts import Prompter
-from gemst.tuning.batches import make_batches
+from gemst.tuning.batches import Batches, make_batches
 from gemst.tuning.chain import ChainBatches, Segment
 from gemst.tuning.events import load_events
 from gemst.tuning.model import ItemModel
@@ -32,15 +32,21 @@ def item_model(make, attention: str = "sdpa") -> ItemModel:
     return ItemModel(model, 20, (ITEMS,), False)
 
 
+def assert_same_losses(model: ItemModel, batches: Batches, train: pl.DataFrame, prompter: Prompter) -> None:
+    """Every example's loss is that of its single-target row."""
+    single = SingleBatches(train, prompter, batch_tokens=64, decoder_start=None, seed=0)
+    with torch.no_grad():
+        by_chain, one_by_one = (
+            torch.cat([model(batch) for batch in made(0)]).sort().values for made in (batches, single)
+        )
+    assert len(by_chain) >= len(train)
+    torch.testing.assert_close(by_chain, one_by_one, atol=2e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("make", "attention"), [(llama, "sdpa"), (llama, "eager"), (gpt2, "eager")])
 def test_chain_losses_equal_single_target_rows(train: pl.DataFrame, prompter: Prompter, make, attention: str) -> None:
     model = item_model(make, attention)
-    with torch.no_grad():
-        by_chain = torch.cat([model(batch) for batch in chain(train, prompter)(0)])
-        single = SingleBatches(train, prompter, batch_tokens=64, decoder_start=None, seed=0)
-        one_by_one = torch.cat([model(batch) for batch in single(0)])
-    assert len(by_chain) == len(train)
-    torch.testing.assert_close(by_chain.sort().values, one_by_one.sort().values, atol=2e-5, rtol=1e-5)
+    assert_same_losses(model, chain(train, prompter), train, prompter)
 
 
 @pytest.mark.parametrize("days", [0, 2])  # later on, users begin with a history of what the table does not hold
@@ -48,12 +54,8 @@ def test_tasks_that_share_no_history_are_chained_apart(train: pl.DataFrame, prom
     later = own_history(train).filter(pl.col("timestamp").dt.day() > days)
     config = Config.model_validate({"data": {"history": "own"}, "tuning": {"layout": "chain"}})
     model = item_model(llama)
-    with torch.no_grad():
-        by_chain = torch.cat([model(batch) for batch in make_batches(config, later, prompter, None)(0)])
-        single = SingleBatches(later, prompter, batch_tokens=64, decoder_start=None, seed=0)
-        one_by_one = torch.cat([model(batch) for batch in single(0)])
-    assert len(by_chain) == len(later) > 4
-    torch.testing.assert_close(by_chain.sort().values, one_by_one.sort().values, atol=2e-5, rtol=1e-5)
+    assert len(later) > 4
+    assert_same_losses(model, make_batches(config, later, prompter, None), later, prompter)
 
 
 def own_history(train: pl.DataFrame) -> pl.DataFrame:
@@ -92,11 +94,7 @@ def test_a_click_later_than_its_page_is_no_history_before_it_happened(prompter: 
     late = made.filter(pl.col("clicked") > pl.col("timestamp"))
     assert late["targets"].to_list() == [["i3"], ["i7"]]
     model = item_model(llama)
-    with torch.no_grad():
-        by_chain = torch.cat([model(batch) for batch in chain(made, prompter)(0)])
-        single = SingleBatches(made, prompter, batch_tokens=64, decoder_start=None, seed=0)
-        one_by_one = torch.cat([model(batch) for batch in single(0)])
-    torch.testing.assert_close(by_chain.sort().values, one_by_one.sort().values, atol=2e-5, rtol=1e-5)
+    assert_same_losses(model, chain(made, prompter), made, prompter)
 
 
 def test_examples_that_do_not_say_when_they_were_clicked_are_refused(train: pl.DataFrame, prompter: Prompter) -> None:
@@ -158,11 +156,7 @@ def one_by_one(batches: ChainBatches, segment: Segment) -> dict[str, list[int]]:
 def test_ragged_ids_have_the_losses_of_single_rows(train: pl.DataFrame, tokenizer) -> None:
     prompter = Prompter(tokenizer, RAGGED, {f"i{n}": n for n in range(ITEMS - 1)}, Prompts(), 20)
     model = ItemModel(llama(27 + ITEMS), 20, (4, 3, ITEMS), False)
-    with torch.no_grad():
-        by_chain = torch.cat([model(batch) for batch in chain(train, prompter)(0)])
-        single = SingleBatches(train, prompter, batch_tokens=64, decoder_start=None, seed=0)
-        alone = torch.cat([model(batch) for batch in single(0)])
-    torch.testing.assert_close(by_chain.sort().values, alone.sort().values, atol=2e-5, rtol=1e-5)
+    assert_same_losses(model, chain(train, prompter), train, prompter)
 
 
 def test_every_target_is_in_an_epoch_once_however_segments_are_cut(train: pl.DataFrame, prompter: Prompter) -> None:
