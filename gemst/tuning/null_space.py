@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,13 +64,15 @@ def second_moments(
     sums never do: bf16 rounding of the inputs alone adds about 1e-6 of a site's trace, far below what rules keep.
     """
     gathered = Moments({}, {}, 0)
-    seen: dict[int, tuple[str, Tensor]] = {}
+    seen: dict[int, tuple[str, weakref.ref[Tensor]]] = {}
     mask = torch.empty(0)
 
     def hook(name: str) -> Any:
         def run(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = inputs[0] if side == "input" else output
-            site, _ = seen.setdefault(id(x), (name, x))  # the tensor is kept alive, so its id stays its own
+            site, tensor = seen.get(id(x), (name, None))
+            if tensor is None or tensor() is not x:  # an id is used again once its tensor is gone
+                site, seen[id(x)] = name, (name, weakref.ref(x))
             gathered.site_of.setdefault(name, site)
             if site == name:
                 rows = x.detach()[mask] if mask.shape == x.shape[:2] else x.detach().flatten(0, -2)

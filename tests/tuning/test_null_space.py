@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,3 +178,32 @@ def test_an_artefact_of_other_settings_is_refused(tmp_path: Path, tokenizer, fie
 def test_gram_is_the_upper_triangle_of_the_product(width: int) -> None:
     rows = torch.randn(50, width, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(null_space.gram(rows).triu(), (rows.t() @ rows).triu())
+
+
+def test_inputs_are_let_go_and_one_that_takes_anothers_place_is_a_site_of_its_own() -> None:
+    class Chain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = type("Config", (), {"is_encoder_decoder": False})()
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(12))
+            self.alive: list[weakref.ref[torch.Tensor]] = []
+            self.most = 0
+
+        @property
+        def base_model(self) -> torch.nn.Module:
+            return self
+
+        def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+            x = torch.nn.functional.one_hot(input_ids % 4, 4).float()
+            for layer in self.layers:
+                x = layer(x)
+                self.alive.append(weakref.ref(x))
+                self.most = max(self.most, sum(tensor() is not None for tensor in self.alive))
+            return SimpleNamespace(last_hidden_state=x)
+
+    model = Chain()
+    stream = iter([{"input_ids": torch.arange(8)[None], "attention_mask": torch.ones(1, 8)}])
+    moments = null_space.second_moments(model, dict(model.layers.named_children()), stream)
+    assert model.most == 1
+    assert moments.site_of == {name: name for name in moments.sums}
+    assert len(moments.sums) == 12
