@@ -188,7 +188,7 @@ class Tuning(Section):
     precision: Literal["auto", "fp32", "bf16-autocast", "bf16-weights"] = Field(
         "auto",
         description="bf16-autocast: bf16 compute over fp32 weights; bf16-weights: over bf16 weights with the other "
-        "half of their fp32 beside them (method gems); auto: bf16-autocast where the processor has it, else fp32",
+        "half of their fp32 beside them (method gems); auto: bf16-autocast where that is the faster one, else fp32",
     )
     checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     distributed: Literal["ddp", "fsdp"] = Field(
