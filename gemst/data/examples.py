@@ -1,7 +1,8 @@
 """Canonical tables to train, valid and test examples (docs/data.md).
 
 What a history may hold: events of the user strictly before the target's time. Train histories hold train events alone,
-valid histories train and valid events, test histories everything before. Nothing of a held-out event reaches training.
+valid histories train and valid events, test histories everything before. Nothing of a held-out event reaches training:
+events of the same user and item that come with it or after it are dropped.
 Every train event is an example, so a user's train examples in order are the user's train events in order.
 """
 
@@ -21,7 +22,7 @@ from gemst.data import negatives
 from gemst.data.histories import Histories, histories, lists
 from gemst.data.kcore import k_core
 from gemst.data.log import Log, Rows, code
-from gemst.data.split import PARTS, TEST, TRAIN, Split, split
+from gemst.data.split import PARTS, TEST, TRAIN, Split, split, spoiled
 from gemst.data.tables import EXAMPLES, RECOMMENDATION, SEARCH, TIME, TRAIN_EXAMPLES
 from gemst.errors import GemstError
 from gemst.files import atomic_file
@@ -136,6 +137,9 @@ def _plan(items: pl.DataFrame, events: pl.DataFrame, config: Data, seed: int) ->
     if not len(log):
         raise GemstError(f"no event is left after the {config.core}-core", "Lower data.core or bring more events")
     parts = split(log, config)
+    spoils = spoiled(log, parts)
+    dropped["a held-out item of the same user, at its moment or later"] = int(spoils.sum())
+    log, parts = log.only(~spoils), Split(parts.part[~spoils], parts.target[~spoils])
     if not ((parts.part == TRAIN) & parts.target).any():
         raise GemstError("no event is left to train on", "Lower data.valid_fraction and data.test_fraction")
     dropped[f"held out with fewer than {config.min_history} events before it"] = int((~parts.target).sum())

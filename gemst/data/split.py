@@ -79,3 +79,19 @@ def _global_time(log: Log, config: Data) -> Split:
         lengths = histories(log, part <= held, config.history == "own").lengths()
         target &= (part != held) | (lengths >= config.min_history)
     return Split(part, target)
+
+
+def spoiled(log: Log, parts: Split) -> NDArray[np.bool_]:
+    """(events,) train events that give a held-out target away: its user and item again, at its moment or later.
+
+    Such events come with what was held out, as the second tag of an item does, or repeat it afterwards.
+    """
+    pair = log.user.astype(np.int64) * len(log.items) + log.item
+    held = (parts.part != TRAIN) & parts.target
+    pairs, at = np.unique(pair[held], return_inverse=True)
+    if not len(pairs):
+        return np.zeros(len(log), bool)
+    earliest = np.full(len(pairs), np.iinfo(np.int64).max)
+    np.minimum.at(earliest, at, log.unit_time[held])
+    spot = np.minimum(np.searchsorted(pairs, pair), len(pairs) - 1)
+    return (parts.part == TRAIN) & (pairs[spot] == pair) & (log.time >= earliest[spot])

@@ -46,8 +46,9 @@ def in_order(events: pl.DataFrame) -> pl.DataFrame:
 def tie_break(events: pl.DataFrame) -> pl.Series:
     """UInt64 series `_tie`: the fixed hash that orders events of one user, time and task."""
     keys = mix(mix(stable_hash(events["item_id"]), stable_hash(events["query"])), stable_hash(events["request_id"]))
-    if events["shown"].null_count() < len(events):
-        keys = mix(keys, stable_hash(events["shown"].list.join("\x1f")))
+    pages = events["shown"].is_not_null()
+    if pages.any():  # alone in the events that have it: the others' order must not depend on them
+        keys[pages.to_numpy()] = mix(keys, stable_hash(events["shown"].list.join("\x1f")))[pages.to_numpy()]
     return pl.Series("_tie", keys)
 
 

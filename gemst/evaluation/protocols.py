@@ -2,7 +2,8 @@
 
 `full` ranks the whole catalogue and is the headline. `uniform99` (the paper's) ranks the targets among 99 items drawn
 uniformly from those the user has not seen; `bm25-99`, for search, among the 99 unseen items that BM25 likes best;
-`shown` among the items that the result page really showed. Sampled numbers are not comparable with full ones.
+`shown` among the items that the result page really showed. Where a target itself was seen, so may be the others.
+Sampled numbers are not comparable with full ones.
 """
 
 from __future__ import annotations
@@ -26,11 +27,16 @@ _BLOCK_CELLS = 8_000_000  # cells of a dense (queries, items) block
 def seen_items(examples: pl.DataFrame, past: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Items to leave out of each example's ranking: what its user met in `past` and in its own history.
 
-    `past` are example tables (train; train and valid when testing). An example's own targets are never excluded, so a
-    film watched again can still be found. Returns columns row (position in `examples`, UInt32), item_id: unique,
-    sorted.
+    `past` are example tables (train; train and valid when testing). An example with a target that its user had met
+    before is ranked with nothing left out: among the unseen items that target would be the one known item, and naming
+    what was met before the whole answer. Returns columns row (position in `examples`, UInt32), item_id: unique, sorted.
     """
-    rows = examples.select("user_id", "history", "targets").with_row_index("row")
+    return left_out(examples, met_items(examples, past))
+
+
+def met_items(examples: pl.DataFrame, past: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """All that each example's user met in `past` and in its own history: row, item_id, unique, sorted."""
+    rows = examples.select("user_id", "history").with_row_index("row")
     met = [
         table.select("user_id", item_id=column).explode("item_id", empty_as_null=False).unique()
         for table in past
@@ -39,10 +45,13 @@ def seen_items(examples: pl.DataFrame, past: Sequence[pl.DataFrame]) -> pl.DataF
     parts = [rows.select("row", item_id="history").explode("item_id", empty_as_null=False)]
     if met:
         parts.append(rows.select("row", "user_id").join(pl.concat(met).unique(), on="user_id").select("row", "item_id"))
-    targets = rows.select("row", item_id="targets").explode("item_id", empty_as_null=False)
-    return (
-        pl.concat(parts).drop_nulls().unique().join(targets, on=["row", "item_id"], how="anti").sort("row", "item_id")
-    )
+    return pl.concat(parts).drop_nulls().unique().sort("row", "item_id")
+
+
+def left_out(examples: pl.DataFrame, met: pl.DataFrame) -> pl.DataFrame:
+    """`seen_items` of what was `met`."""
+    again = _targets(examples).join(met, on=["row", "item_id"], how="semi")
+    return met.join(again, on="row", how="anti", maintain_order="left")
 
 
 def candidates(

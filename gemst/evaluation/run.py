@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from gemst.evaluation.metrics import METRICS, harmonic_mean, relevant_items, table_of_metrics
-from gemst.evaluation.protocols import BM25, FULL, candidates, seen_items
+from gemst.evaluation.protocols import BM25, FULL, candidates, left_out, met_items, seen_items
 from gemst.evaluation.references import all_references
 from gemst.evaluation.significance import intervals, paired_bootstrap
 from gemst.evaluation.slices import SLICES, slice_columns
@@ -61,13 +61,14 @@ def evaluate(
     """
     metrics_at = _cutoffs(config)
     began = time.perf_counter()
-    past = seen_items(test, [train, valid])
-    seen = past if config.evaluation.exclude_seen else None
+    met = met_items(test, [train, valid])
+    unwanted = left_out(test, met)
+    seen = unwanted if config.evaluation.exclude_seen else None
     relevant = relevant_items(test)
     labels = (
         test.select("user_id", "task", "timestamp")
         .with_row_index("row")
-        .join(slice_columns(test, train, past), on="row")
+        .join(slice_columns(test, train, met), on="row")
     )
     rankings, model_seconds = _timed(lambda: rank(test, max(metrics_at), seen))
     seconds: dict[str, float] = {MODEL: model_seconds}
@@ -78,7 +79,7 @@ def evaluate(
         measured.append((reference.name, FULL, listed, relevant))
     for protocol in config.evaluation.protocols:
         bm25 = next(reference for reference in references if reference.name == "bm25")
-        pool = candidates(protocol, test, items, seen, config.seed, bm25 if protocol == BM25 else None)
+        pool = candidates(protocol, test, items, unwanted, config.seed, bm25 if protocol == BM25 else None)
         rerankers = ([(MODEL, rerank)] if rerank else []) + [(one.name, one.rerank) for one in references]
         asked = relevant.filter((pool.list.len() > 0).gather(relevant["row"]))
         measured += [(name, protocol, reorder(test, pool), asked) for name, reorder in rerankers]

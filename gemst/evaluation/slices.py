@@ -13,7 +13,7 @@ def slice_columns(examples: pl.DataFrame, train: pl.DataFrame, past: pl.DataFram
 
     row UInt32; query "seen" | "unseen" in train (letter case aside), null without a query; item "seen" when any
     target was met in train, as target or in a history, else "unseen"; history "0-10", "11-50", "51-200" or "201+": how
-    many items the user has met. `past` (row, item_id) lists them (`protocols.seen_items`); an example's own history is
+    many items the user has met. `past` (row, item_id) lists them (`protocols.met_items`); an example's own history is
     cut to the model's window and would say little.
     """
     queries = train.select(_key()).drop_nulls().unique().get_column("key").implode()

@@ -133,7 +133,7 @@ def _verdicts(study: Study, table: Table, data: str, rows: dict[str, Results]) -
     rise = mean(found["drift"]["rise"] for _, found in ours)
     yield _stands(rise <= RISE, done), f"perplexity rises by at most {RISE:.1%}: {rise:+.2%}"
     yield from _specialist(study, data, ours, done)
-    for reference in ("bm25", "dense", "lookup"):
+    for reference in ("bm25", "dense", "lookup") if SEARCH in ours[0][1]["test"] else ():
         theirs_on_search = ours[0][1]["references"][reference][SEARCH][HEADLINE]
         mine = score(ours, SEARCH)
         text = f"above {reference} on search: {mine:.4f} against {theirs_on_search:.4f}"
@@ -162,7 +162,7 @@ def _behind(
 
 def _specialist(study: Study, data: str, ours: Results, done: bool) -> Iterator[tuple[str, str]]:
     specialist = sasrec(study, data)
-    if specialist:
+    if specialist and RECOMMENDATION in ours[0][1]["test"]:
         mine, theirs = score(ours, RECOMMENDATION), specialist["test"][RECOMMENDATION][HEADLINE]
         trials, planned = sasrec_trials(specialist)
         paired = to_sasrec(study, data, ours)

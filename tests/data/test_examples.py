@@ -103,7 +103,8 @@ def test_core_holds_for_every_user_and_item(log, core):
         return
     tables = [table.select("user_id", "targets") for table in (splits.train, splits.valid, splits.test)]
     used = pl.concat(tables).explode("targets", empty_as_null=True)
-    if "same item again in a held-out request" not in splits.counts["dropped"]:
+    lost = {"same item again in a held-out request", "a held-out item of the same user, at its moment or later"}
+    if not lost & splits.counts["dropped"].keys():
         assert used.group_by("user_id").len()["len"].min() >= core
         assert used.group_by("targets").len()["len"].min() >= core
 
@@ -138,6 +139,29 @@ def test_train_histories_hold_no_held_out_event(log, config):
     assert not set(splits.train.select(item)["history"]) & (held["valid"] | held["test"])
     assert not set(splits.valid.select(item)["history"]) & held["test"]
     assert not set(splits.train["targets"].explode(empty_as_null=False)) & (held["valid"] | held["test"])
+
+
+@given(logs(), configs)
+@settings(max_examples=100, deadline=None)
+def test_no_train_target_is_a_held_out_one_of_its_user_at_that_time_or_later(log, config):
+    splits = build(log, config)
+    if splits is None:
+        return
+    held = pl.concat([splits.valid, splits.test]).explode("targets", empty_as_null=True)
+    pairs = splits.train.explode("targets", empty_as_null=True).join(held, on=["user_id", "targets"], suffix="_held")
+    assert not len(pairs.filter(pl.col("clicked") >= pl.col("timestamp_held")))
+
+
+def test_what_comes_with_a_held_out_event_is_dropped():
+    """Two tags of one item are two searches beside the recommendation, all of one moment."""
+    moment = [("u", "x", 9, None), ("u", "x", 9, "rock"), ("u", "x", 9, "90s"), ("u", "x", 12, "rock again")]
+    earlier = [("u", "x", 1, "rock"), ("u", "a", 2, None), ("u", "b", 3, "pop"), ("u", "c", 4, None)]
+    later = [("u", "d", 20, "jazz"), ("u", "e", 21, "jazz")]
+    splits = examples.build(items_table(*"abcdex"), events_table(*moment, *earlier, *later), Data(), seed=0)
+    assert splits.test.filter(task="recommendation")["targets"].to_list() == [["x"]]
+    train = splits.train.select("task", "query", pl.col("targets").list.first()).rows()
+    assert sorted(train, key=str) == [("recommendation", None, "a"), ("search", "pop", "b"), ("search", "rock", "x")]
+    assert splits.counts["dropped"] == {"a held-out item of the same user, at its moment or later": 3}
 
 
 def test_leave_last_out_of_each_task():

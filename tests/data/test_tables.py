@@ -31,6 +31,13 @@ def test_ties_do_not_follow_the_ids():
     assert sum(a < b for a, b in pairwise(tied)) in range(70, 130)
 
 
+def test_an_event_with_a_page_leaves_the_order_of_the_others():
+    rows = [("u", f"i{n:03}", 0, None) for n in range(50)]
+    alone = tables.in_order(events_table(*rows))["item_id"]
+    grown = tables.in_order(events_table(*rows, ("v", "i000", 0, None, "r", ["i000", "i001"])))
+    assert grown.filter(user_id="u")["item_id"].equals(alone)
+
+
 def test_round_trip_and_optional_columns(tmp_path):
     items, events = items_table("a"), events_table(("u", "a", 0, "q"))
     tables.write_items(items.drop("text"), tmp_path / "items.parquet")

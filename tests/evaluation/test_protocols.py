@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from gemst.evaluation.protocols import candidates, seen_items
+from gemst.evaluation.protocols import candidates, met_items, seen_items
 from gemst.evaluation.references.bm25 import BM25
 from gemst.evaluation.references.popularity import Popularity
 
@@ -45,13 +45,23 @@ def items() -> pl.DataFrame:
     )
 
 
-def test_seen_is_the_users_past_and_the_history_but_never_the_target() -> None:
+def test_seen_is_the_users_past_and_the_history() -> None:
     train = table(example("u", ["a"], ["b"]), example("v", [], ["z"]))
     valid = table(example("u", ["a", "b"], ["c"]))
-    test = table(example("u", ["b", "c", "h"], ["d", "a"]), example("w", ["x"], ["x"]))
+    test = table(example("u", ["b", "c", "h"], ["d"]))
     seen = seen_items(test, [train, valid])
-    assert seen.rows() == [(0, "b"), (0, "c"), (0, "h")]
+    assert seen.rows() == [(0, "a"), (0, "b"), (0, "c"), (0, "h")]
     assert seen.schema == {"row": pl.UInt32, "item_id": pl.String}
+
+
+def test_nothing_is_left_out_where_a_target_was_met_before() -> None:
+    """Else the target would be the one known item left, and naming what was met before the whole answer."""
+    train = table(*(example("u", [], [item]) for item in "abc"))
+    test = table(
+        example("u", ["a", "b", "c"], ["b"]), example("u", ["a", "b", "c"], ["d", "a"]), example("u", [], ["d"])
+    )
+    assert seen_items(test, [train]).rows() == [(2, "a"), (2, "b"), (2, "c")]
+    assert len(met_items(test, [train])) == 9
 
 
 def test_seen_without_a_past_is_the_history() -> None:

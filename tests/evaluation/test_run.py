@@ -156,6 +156,22 @@ def test_equal_inputs_give_equal_metrics(items: pl.DataFrame) -> None:
     assert {**first.metrics, "seconds": 0} == {**second.metrics, "seconds": 0}
 
 
+def test_sampled_candidates_are_unseen_whatever_is_left_out_of_the_full_ranking(items: pl.DataFrame) -> None:
+    train, valid, test = splits()
+    pools: list[pl.Series] = []
+
+    def spy(examples: pl.DataFrame, pool: pl.Series) -> pl.DataFrame:
+        pools.append(pool)
+        return BM25().fit(train, items).rerank(examples, pool)
+
+    for exclude in (True, False):
+        evaluate(config(protocols=["uniform99"], exclude_seen=exclude), items, train, valid, test, oracle, rerank=spy)
+    assert pools[0].to_list() == pools[1].to_list()
+    met = protocols.seen_items(test, [train, valid]).group_by("row", maintain_order=True).agg("item_id")
+    assert len(met)
+    assert all(not set(pools[1][row]) & set(ids) for row, ids in met.rows())
+
+
 def test_sampled_protocols_stand_beside_the_full_one(items: pl.DataFrame) -> None:
     train, valid, test = splits()
     ranker = BM25().fit(train, items)

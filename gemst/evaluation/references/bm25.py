@@ -12,6 +12,9 @@ from scipy import sparse
 from gemst.evaluation.references.base import Floats, Reference
 from gemst.evaluation.references.texts import documents
 
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = rf"[{_HAN}]|[^\W{_HAN}]{{2,}}"  # a Chinese character counts as a word, as in data/bm25.py
+
 
 class BM25(Reference):
     """Scores an item by BM25 of its text: against the query, or, where there is none, against the history's texts.
@@ -66,7 +69,7 @@ class BM25(Reference):
 def _tokens(texts: list[str]) -> Any:
     import bm25s
 
-    return bm25s.tokenize(texts, stopwords="english", show_progress=False)
+    return bm25s.tokenize(texts, token_pattern=_WORD, stopwords="english", show_progress=False)
 
 
 def _flat(ids: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.int64]]:

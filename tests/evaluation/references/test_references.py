@@ -258,3 +258,17 @@ def test_dense_finds_the_item_whose_text_is_the_query(encoder: str) -> None:
 def test_a_missing_encoder_is_an_error_that_names_the_field() -> None:
     with pytest.raises(GemstError, match=r"item_ids.encoder = '/nowhere/at/all'"):
         Encoder("/nowhere/at/all")
+
+
+def test_bm25_reads_chinese_by_the_character_as_the_hard_negatives_do() -> None:
+    """Without spaces a whole title would be one word, and popularity would decide."""
+    titles = ["夏天用的防晒霜测评", "今天吃什么", "防晒霜推荐", "Sun cream 2 review"]
+    items = pl.DataFrame(
+        {"item_id": list("abcd"), "title": titles, "text": [None] * 4, "categories": [[]] * 4},
+        schema_overrides={"text": pl.String, "categories": pl.List(pl.String)},
+    )
+    ranker = BM25().fit(table(*(example("u", [], "b", at=at) for at in range(9))), items)
+    found = ranker.rank(table(example("v", [], "a", "防晒霜")), 4).sort("rank")
+    assert set(found["item_id"][:2]) == {"a", "c"}
+    assert found["score"][1] > found["score"][2] == 0
+    assert ranker.rank(table(example("v", [], "a", "CREAM sun")), 4).sort("rank")["item_id"][0] == "d"
