@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from gemst.evaluation.study import HEADLINE, Cell, Study, queries_path, result_p
 from gemst.files import atomic_file, read_json, write_json
 from gemst.provenance import code_tags, machine
 from gemst.registry.runs import name_cell
-from gemst.registry.store import DATABASE
+from gemst.registry.store import address
 
 Say = Callable[[str], None]
 PREPARED = ("ingest", "validate", "split", "tokenize", "item-rows", "null-space")
@@ -143,8 +142,7 @@ def _link(place: Path, origin: Path) -> None:
 
 def _stage(stage: str, folder: Path, say: Say) -> None:
     """One `gemst` command in a folder; its runs go to the project's MLflow database."""
-    database = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE.resolve()}"
-    outcome = run("gemst.cli", stage, say=say, folder=folder, extra={"MLFLOW_TRACKING_URI": database})
+    outcome = run("gemst.cli", stage, say=say, folder=folder, extra={"MLFLOW_TRACKING_URI": address()})
     if outcome.status != 0:
         raise GemstError(f"{stage}: {outcome.reason}")
 

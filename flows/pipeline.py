@@ -58,8 +58,22 @@ def fetch() -> State[Any]:
     outcome = run("gemst.cli", "fetch", say=say)
     unchanged = outcome.status == 0 and set(_summary("fetch").get("written", {}).values()) == {assets.UNCHANGED}
     if outcome.status == 0 and Path("data.dvc").exists():
+        if missing := _fewer_files_than_named():
+            return Failed(message=missing)
         outcome = run("dvc", "commit", "--force", "data.dvc", say=say)
     return _settled(outcome, unchanged)
+
+
+def _fewer_files_than_named() -> str | None:
+    """Why data/ must not become the new version: on a fresh clone a team's logs are still to be pulled."""
+    named = int(yaml.safe_load(Path("data.dvc").read_text(encoding="utf-8"))["outs"][0].get("nfiles", 0))
+    held = sum(path.is_file() for path in Path("data").rglob("*"))
+    if held >= named:
+        return None
+    return (
+        f"data/ holds {held} files where data.dvc names a version of {named}. Run `dvc pull data.dvc`; if files were "
+        "taken away on purpose, run `dvc commit --force data.dvc`"
+    )
 
 
 @task(

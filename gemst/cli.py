@@ -314,13 +314,14 @@ def _print(frame: pl.DataFrame, title: str) -> None:
         print(frame.write_csv(separator="\t"), end="")
         return
     from rich.console import Console
+    from rich.markup import escape  # titles and queries hold brackets of their own
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for name, kind in frame.schema.items():
         table.add_column(name, justify="right" if kind.is_numeric() else "left")
     for row in frame.rows():
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else escape(str(value)) for value in row))
     Console().print(table)
 
 
@@ -338,6 +339,10 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         sys.exit(_complain(f"{error.filename or 'the disk'}: {error.strerror}. Make room or allow writing there"))
+    except Exception as error:  # polars and safetensors raise their own errors on a full disk
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        sys.exit(_complain(f"the disk: {os.strerror(errno.ENOSPC)}. Make room there"))
 
 
 def _complain(text: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from gemst import cli, stages
@@ -210,6 +211,29 @@ def test_a_full_disk_is_one_line(project, monkeypatch, capsys):
         capsys.readouterr().err
         == "gemst: artifacts/tables/items.parquet: No space left on device. Make room or allow writing there\n"
     )
+
+
+@pytest.mark.parametrize("kind", [pl.exceptions.ComputeError, SafetensorError])
+def test_a_full_disk_is_one_line_whichever_library_met_it(project, monkeypatch, capsys, kind):
+    def full(config):
+        raise kind("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(stages, "ingest", full)
+    monkeypatch.setattr(sys, "argv", ["gemst", "ingest"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "gemst: the disk: No space left on device. Make room there\n"
+
+
+def test_brackets_of_titles_and_queries_are_shown_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    cli._print(pl.DataFrame({"title": ["Kind of Blue [vinyl]", "[unknown]"]}), "Found for '[/b]'")
+    shown = capsys.readouterr().out
+    assert "Kind of Blue [vinyl]" in shown
+    assert "[unknown]" in shown
+    assert "[/b]" in shown
 
 
 def test_ctrl_c_ends_without_a_traceback(project):

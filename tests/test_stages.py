@@ -86,6 +86,17 @@ def test_recommend_and_search_return_unseen_titles_best_first(ran: Path, config,
         assert found["title"].null_count() == 0
 
 
+def test_an_item_that_left_the_catalogue_is_not_recommended(ran: Path, config, tmp_path, monkeypatch) -> None:
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    best = champion.recommend(config, "u3", 1)["item_id"][0]
+    items = pl.read_parquet(layout.VALIDATED / "items.parquet")
+    items.filter(pl.col("item_id") != best).write_parquet(layout.VALIDATED / "items.parquet")
+    found = champion.recommend(config, "u3", 3)
+    assert best not in found["item_id"].to_list()
+    assert found["title"].null_count() == 0
+
+
 def test_a_query_that_spells_an_item_token_stays_text(ran: Path, config, monkeypatch) -> None:
     monkeypatch.chdir(ran)
     from gemst.backbone import load_tuned

@@ -20,6 +20,7 @@ from gemst.provenance import dvc_hashes, fingerprint, of_examples, of_model
 from gemst.registry.runs import start_run
 from gemst.registry.store import as_metrics, connect, explained, log_metrics, metric_name, summary_metrics
 from gemst.registry.versions import (
+    CHAMPION,
     EXAMPLES,
     FINGERPRINT,
     JOINT,
@@ -46,27 +47,37 @@ __all__ = ["Champion", "LiveRun", "Registered", "champion", "live", "per_query",
 CURVES = "gemst.curves"
 
 _FLUSH_EVERY = 2.0  # seconds between writes of live metrics
+_FIRST_PAUSE, _LAST_PAUSE = 60.0, 900.0  # seconds after a write that failed; the pause doubles
 
 
 class LiveRun:
-    """A run that is going on. `log` never fails: what cannot be written now is written later, at last by register."""
+    """A run that is going on.
+
+    `log` never fails and seldom waits: what cannot be written now is written later, at last by register, and a server
+    that is away is asked less and less often.
+    """
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.run_id = run_id
         self._client = client
         self._waiting: list[Metric] = []
-        self._written = time.monotonic()
+        self._pause = _FLUSH_EVERY
+        self._tried = time.monotonic()
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         """Add a step's scalars; names may hold "@"."""
         self._waiting += as_metrics(scalars, step)
-        if time.monotonic() - self._written >= _FLUSH_EVERY:
-            with contextlib.suppress(GemstError):
-                self.flush()
+        if time.monotonic() - self._tried < self._pause:
+            return
+        try:
+            self.flush()
+            self._pause = _FLUSH_EVERY
+        except GemstError:
+            self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LAST_PAUSE)
+        self._tried = time.monotonic()
 
     def flush(self) -> None:
         """Write what waits. Raises GemstError when the database does not take it."""
-        self._written = time.monotonic()
         with explained():
             log_metrics(self._client, self.run_id, self._waiting)
         self._waiting.clear()
@@ -130,7 +141,8 @@ def register(config: Config, rescore: Rescore) -> Registered:
             _log_results(client, run_id, metrics)
             tags = {FINGERPRINT: mark, JOINT: repr(joint), EXAMPLES: measured["examples"]}
             version = new_version(client, config, name, run_id, tags)
-        words = version.tags.get(JUDGED) or crown(client, name, version, rescore)
+        reigning = alias(client, name, CHAMPION) is not None  # the alias may have been taken away in the UI
+        words = (reigning and version.tags.get(JUDGED)) or crown(client, name, version, rescore)
         return Registered(int(version.version), str(version.run_id), role(client, name, version), joint, words)
 
 

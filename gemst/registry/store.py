@@ -74,9 +74,10 @@ def connect(absent: GemstError | None = None) -> MlflowClient:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    local = f"sqlite:///{DATABASE.resolve()}"  # absolute: MLflow keeps one connection per address in a process
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or local
-    if uri == local:
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default a lost server costs minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    uri = address()
+    if uri == _local():
         if absent is not None and not DATABASE.exists():
             raise absent
         _check_unlocked()
@@ -89,6 +90,17 @@ def connect(absent: GemstError | None = None) -> MlflowClient:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     return mlflow.MlflowClient()
+
+
+def address() -> str:
+    """Where runs go, the same from every folder: MLFLOW_TRACKING_URI, or the project's database."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _local()
+    database = uri.removeprefix("sqlite:///")
+    return uri if database == uri else f"sqlite:///{Path(database).resolve()}"
+
+
+def _local() -> str:
+    return f"sqlite:///{DATABASE.resolve()}"  # absolute: MLflow keeps one connection per address in a process
 
 
 def _check_unlocked() -> None:

@@ -140,7 +140,7 @@ def new_version(
     with Progress("logging the model") as progress, mlflow.start_run(run_id=run_id), _quiet():
         progress.advance(by=0)
         logged = mlflow.pyfunc.log_model(
-            name=name,
+            name="model",
             python_model=str(Path(serving.__file__).with_name("model.py")),
             artifacts={"model": str(model), "items": str(items)},
             model_config={"ranking": config.ranking.model_dump(), "exclude_seen": config.evaluation.exclude_seen},

@@ -53,8 +53,11 @@ def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame
         {"user_id": [user], "task": [task], "query": [query], "history": [history]},
         schema_overrides={"query": pl.String, "history": pl.List(pl.String)},
     )
-    seen = met.select(pl.lit(0, pl.UInt32).alias("row"), "item_id")
-    ranked = rank(tuned, asked, k, config.ranking, seen if config.evaluation.exclude_seen else None)
+    catalogue = tuned.ids.names.alias("item_id").to_frame()
+    unwanted = catalogue.join(items, on="item_id", how="anti")  # gone since it was tuned
+    if config.evaluation.exclude_seen:
+        unwanted = pl.concat([unwanted, met.select("item_id")]).unique()
+    ranked = rank(tuned, asked, k, config.ranking, unwanted.select(pl.lit(0, pl.UInt32).alias("row"), "item_id"))
     return (
         ranked.join(items.select("item_id", "title"), on="item_id", how="left")
         .sort("rank")

@@ -128,6 +128,18 @@ def test_fetch_is_tried_again_when_the_network_fails(project, outer_commands, mo
 
 
 @pytest.mark.usefixtures("prefect_api", "outer_commands")
+def test_data_that_lacks_files_of_its_version_does_not_become_the_new_one(project):
+    """A fresh clone of a team's project, whose logs are on the DVC remote alone."""
+    held = sum(path.is_file() for path in Path("data").rglob("*"))
+    named = f"outs:\n- path: data\n  md5: {'0' * 32}.dir\n  nfiles: {held + 1}\n  hash: md5\n"
+    (project / "data.dvc").write_text(named)
+    state = pipeline.pipeline(return_state=True)
+    assert state.is_failed()
+    assert f"data/ holds {held} files where data.dvc names a version of {held + 1}. Run `dvc pull" in state.message
+    assert (project / "data.dvc").read_text() == named
+
+
+@pytest.mark.usefixtures("prefect_api", "outer_commands")
 def test_a_wrong_parameter_fails_before_any_stage(project):
     (project / "params.yaml").write_text("sed: 1\n")
     state = pipeline.pipeline(return_state=True)
@@ -245,6 +257,10 @@ def test_deployments_are_made_and_nightly_is_scheduled(server):
     assert deployments["demo"]["work_pool_name"] == "cpu"
     assert deployments["nightly"]["work_pool_name"] == "gpu"
     assert httpx.get(f"{url}/work_pools/gpu", timeout=20).json()["concurrency_limit"] == 1
+    watches = httpx.post(f"{url}/automations/filter", json={}, timeout=20).json()
+    (watch,) = [one for one in watches if one["name"].startswith("gemst")]
+    assert watch["enabled"]
+    assert [action["state"] for action in watch["actions"]] == ["CRASHED"]
     wanted = {
         "deployments": {"id": {"any_": [deployments["nightly"]["id"]]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},

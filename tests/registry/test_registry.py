@@ -8,6 +8,8 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from pydantic import ValidationError
 
 from gemst import layout, registry
 from gemst.config import Config
@@ -15,7 +17,7 @@ from gemst.errors import GemstError
 from gemst.files import read_json, write_json
 from gemst.provenance import code_tags
 from gemst.registry import versions
-from gemst.registry.store import metric_name, summary_metrics
+from gemst.registry.store import address, metric_name, summary_metrics
 from tests.small_run import make_model, write_results
 
 CONFIG = Config()
@@ -73,6 +75,24 @@ def test_champion_moves_only_when_the_joint_score_rises(artifacts):
     better = register()
     assert (better.version, better.role) == (3, "champion")
     assert int(client().get_model_version_by_alias("gemst", "champion").version) == 3
+
+
+def test_a_champion_whose_alias_was_taken_away_can_be_crowned_again(artifacts):
+    register()
+    client().delete_registered_model_alias("gemst", "champion")
+    assert register().role == "champion"
+
+
+def test_a_model_name_with_a_dot_registers(artifacts):
+    config = Config.model_validate({"registry": {"model_name": "rec.gemst"}})
+    assert registry.register(config, unasked).version == 1
+    assert (registry.champion(config).folder / "gemst.json").exists()
+
+
+@pytest.mark.parametrize("name", ["it's", "a/b", "a:b", ""])
+def test_a_model_name_that_mlflow_does_not_take_is_refused_at_once(name):
+    with pytest.raises(ValidationError):
+        Config.model_validate({"registry": {"model_name": name}})
 
 
 def test_another_model_with_equal_results_is_another_version(artifacts):
@@ -280,6 +300,28 @@ def test_a_lock_during_tuning_loses_nothing(artifacts, monkeypatch):
         monkeypatch.setattr(run._client, "log_batch", real)
         run.log(2, {"lr": 0.5})
     assert [(m.step, m.value) for m in client().get_metric_history(run.run_id, "lr")] == [(1, 1.0), (2, 0.5)]
+
+
+def test_a_server_that_is_away_is_asked_once_in_a_while(artifacts, monkeypatch):
+    monkeypatch.setattr("gemst.registry._FLUSH_EVERY", 0.0)
+    asked = []
+    with registry.live(CONFIG) as run:
+        real = run._client.log_batch
+        monkeypatch.setattr(
+            run._client, "log_batch", lambda *_, **__: asked.append(1) or (_ for _ in ()).throw(MlflowException("away"))
+        )
+        for step in range(20):
+            run.log(step, {"lr": 1.0})
+        assert len(asked) == 1
+        monkeypatch.setattr(run._client, "log_batch", real)
+    assert len(client().get_metric_history(run.run_id, "lr")) == 20
+
+
+def test_a_relative_address_is_the_same_database_from_every_folder(artifacts, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
+    assert address() == f"sqlite:///{(layout.MLRUNS / 'mlflow.db').resolve()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://team:5000")
+    assert address() == "http://team:5000"
 
 
 def test_damaged_database_is_one_line(artifacts):
