@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gemst import layout, params
 from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.evaluation.study import HEADLINE, Cell, Study, queries_path, result_path
-from gemst.files import atomic_file, read_json, write_json
+from gemst.files import atomic_file, read_json, sha256, write_json
 from gemst.provenance import code_tags, machine
 from gemst.registry.runs import name_cell
 from gemst.registry.store import address
@@ -33,6 +34,7 @@ PREPARED = ("ingest", "validate", "split", "tokenize", "item-rows", "null-space"
 
 # Parameters that name a file or folder: linked into the cell's own folder under the same relative name.
 _PATHS = ("data.path", "backbone.name", "item_ids.encoder", "item_ids.extends", "null_space.corpus")
+_RAW = {"data.path", "null_space.corpus"}  # those whose files people replace under the same name
 
 
 def run_cell(study: Study, cell: Cell, paths: dict[str, Path], parent: str, say: Say) -> dict[str, Any]:
@@ -75,17 +77,30 @@ def stages_of(full: Config) -> list[str]:
 
 
 def key(stage: str, full: Config, source: Path | None = None, graph: Path = Path("dvc.yaml")) -> str:
-    """A hash of all a prepared stage depends on: its parameters in dvc.yaml, and the stages it reads from."""
+    """A hash of all a prepared stage depends on: parameters in dvc.yaml, raw files, the stages it reads from."""
     tree = yaml.safe_load(graph.read_text(encoding="utf-8"))["stages"]
     values = full.flat()
     named = tree[stage].get("params", [])
     mine = {
         name: value for name, value in values.items() if any(name == one or name.startswith(f"{one}.") for one in named)
     }
-    if "data.path" in mine and source is not None:
-        mine["data.path"] = str(source.resolve())
+    for name in _RAW & mine.keys():
+        origin = source if name == "data.path" and source is not None else Path(mine[name])
+        mine[name] = _content(origin) if origin.exists() else str(origin)
     before = {other: key(other, full, source, graph) for other in _reads(stage, tree)}
     return hashlib.sha256(json.dumps([stage, mine, before], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _content(origin: Path) -> list[list[str]]:
+    """Names and hashes of a file, or of all files of a folder."""
+    files = sorted(path for path in origin.rglob("*") if path.is_file()) if origin.is_dir() else [origin]
+    return [[path.relative_to(origin).as_posix(), _hashed(path, path.stat().st_mtime_ns)] for path in files]
+
+
+@cache
+def _hashed(path: Path, changed: int) -> str:
+    """SHA-256 of a file as of `changed`: a study asks for the same one many times."""
+    return sha256(path)
 
 
 def _reads(stage: str, tree: dict[str, Any]) -> list[str]:
@@ -120,6 +135,8 @@ def _prepare(study: Study, stage: str, full: Config, source: Path | None, say: S
 def _furnish(study: Study, folder: Path, full: Config, source: Path | None, reads: list[tuple[str, Config]]) -> None:
     """A project folder: params.yaml, links to the inputs, links to the outputs of the stages `reads`."""
     folder.mkdir(parents=True, exist_ok=True)
+    if source is not None and full.data.path.is_absolute():
+        full = full.model_copy(update={"data": full.data.model_copy(update={"path": source.resolve()})})
     (folder / "params.yaml").write_text(yaml.safe_dump(full.model_dump(mode="json"), sort_keys=False))
     values = full.flat()
     for name in _PATHS:

@@ -272,6 +272,27 @@ def test_prepared_stages_are_shared_exactly_when_what_they_read_agrees():
     assert key("validate", "data.path=other") != key("validate")
 
 
+def test_other_logs_under_the_same_name_are_prepared_anew(tmp_path):
+    def key(stage: str, source: Path) -> str:
+        return cells.key(stage, params.load(ROOT / "params.yaml"), source, graph=ROOT / "dvc.yaml")
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.csv").write_text("a")
+    first = key("split", tmp_path / "one")
+    assert key("split", tmp_path / "two") == first  # the same logs elsewhere
+    (tmp_path / "one" / "log.csv").write_text("b")
+    assert key("split", tmp_path / "one") != first
+    assert key("null-space", tmp_path / "one") == key("null-space", tmp_path / "two")
+
+
+def test_a_given_path_counts_where_the_study_names_an_absolute_one(tmp_path, monkeypatch, finished):
+    full = params.load(ROOT / "params.yaml", [f"data.path={tmp_path / 'logs'}"])
+    monkeypatch.chdir(ROOT)
+    cells._furnish(finished, tmp_path / "cell", full, tmp_path / "other", [])
+    assert params.load(tmp_path / "cell" / "params.yaml").data.path == tmp_path / "other"
+
+
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit, match="0"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["compare", "--help"])
