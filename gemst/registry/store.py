@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from gemst import layout
 from gemst.errors import GemstError
@@ -146,17 +148,23 @@ def no_model(name: str) -> GemstError:
 
 
 def experiment(client: MlflowClient, name: str) -> str:
-    """The id of an experiment, made where it is missing. Raises GemstError when it is deleted."""
+    """The id of an experiment, made where it is missing. Raises GemstError when it is deleted or its folder moved."""
     import mlflow
 
     found = client.get_experiment_by_name(name)
+    uri = mlflow.get_tracking_uri()
+    local = uri.startswith("sqlite:///")
+    location = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").resolve().as_uri() if local else None
     if found is None:
         # Said once and for all, beside the database: MLflow would otherwise put the artefacts where it was started.
-        uri = mlflow.get_tracking_uri()
-        local = uri.startswith("sqlite:///")
-        location = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").resolve().as_uri() if local else None
         made: str = client.create_experiment(name, artifact_location=location)
         return made
+    kept = str(found.artifact_location)
+    if local and kept.startswith("file:") and kept != location and not Path(url2pathname(urlsplit(kept).path)).exists():
+        raise GemstError(
+            f"the experiment {name!r} keeps its files in {kept}, which is gone: the project was moved",
+            "Move it back, or name another registry.experiment; MLflow would write to the old place",
+        )
     if found.lifecycle_stage == "deleted":
         raise GemstError(
             f"the experiment {name!r} is deleted in MLflow",

@@ -122,8 +122,16 @@ def role(client: MlflowClient, name: str, version: ModelVersion) -> str:
 
 def _folder(name: str, version: ModelVersion) -> Path:
     import mlflow
+    from mlflow.exceptions import MlflowException
 
-    return Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}")) / "artifacts" / "model"
+    try:
+        found = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}"))
+    except (MlflowException, OSError) as error:
+        raise GemstError(
+            f"the files of {name} version {version.version} cannot be had ({' '.join(str(error).split())[:200]})",
+            "Bring them back, or take the alias `champion` from it in the MLflow UI (`make ui`)",
+        ) from None
+    return found / "artifacts" / "model"
 
 
 def new_version(

@@ -83,6 +83,26 @@ def test_a_champion_whose_alias_was_taken_away_can_be_crowned_again(artifacts):
     assert register().role == "champion"
 
 
+def test_a_champion_without_its_files_is_named(artifacts):
+    register()
+    shutil.rmtree(layout.MLRUNS / "artifacts")
+    (layout.MLRUNS / "artifacts").mkdir()
+    with pytest.raises(GemstError, match=r"files of gemst version 1 cannot be had .*take the alias"):
+        registry.champion(CONFIG)
+
+
+def test_a_project_that_was_moved_writes_nothing_to_its_old_place(artifacts, monkeypatch):
+    register()
+    old, new = Path.cwd(), Path.cwd().parent / "moved"
+    monkeypatch.chdir(old.parent)
+    old.rename(new)
+    monkeypatch.chdir(new)
+    write_results(joint=0.3)
+    with pytest.raises(GemstError, match=rf"keeps its files in {old.as_uri()}/mlruns/artifacts, which is gone"):
+        register()
+    assert not old.exists()
+
+
 def test_a_model_name_with_a_dot_registers(artifacts):
     config = Config.model_validate({"registry": {"model_name": "rec.gemst"}})
     assert registry.register(config, unasked).version == 1
