@@ -19,7 +19,8 @@ class Log:
 
     `row` points into the table the log was made from. `unit` is the position of the first event of the same request
     (its own position for an event without one): the clicks of one result page are one unit, at the time of the first
-    of them.
+    of them. `paged` is False for an event without a request where its user and task have requests: such as recent
+    clicks that a page lists, whose task and time are guesses.
     """
 
     user: NDArray[np.uint32]
@@ -27,6 +28,7 @@ class Log:
     time: NDArray[np.int64]
     search: NDArray[np.bool_]
     unit: Rows
+    paged: NDArray[np.bool_]
     row: Rows
     users: pl.Series  # user_id of each code, sorted
     items: pl.Series  # item_id of each code, sorted
@@ -42,8 +44,8 @@ class Log:
         unit = self.unit[kept]
         _, first, inverse = np.unique(unit, return_index=True, return_inverse=True)
         return Log(
-            self.user[kept], self.item[kept], self.time[kept], self.search[kept], first[inverse], self.row[kept],
-            self.users, self.items,
+            self.user[kept], self.item[kept], self.time[kept], self.search[kept], first[inverse], self.paged[kept],
+            self.row[kept], self.users, self.items,
         )  # fmt: skip
 
     @property
@@ -71,13 +73,14 @@ def code(items: pl.DataFrame, events: pl.DataFrame) -> tuple[Log, int]:
     coded = coded.sort("user", "time", "search", "tie")
     row = coded["row"].to_numpy().astype(np.int64)
     unit = np.arange(len(coded))
+    paged = np.ones(len(coded), bool)
     if events["request_id"].null_count() < len(events):
         keyed = coded.select(
             "user", "search", position=pl.int_range(pl.len()), request=events["request_id"].gather(row)
         )
         first = pl.col("position").min().over("user", "search", "request")
-        unit = keyed.select(pl.when(pl.col("request").is_null()).then("position").otherwise(first))[
-            "position"
-        ].to_numpy()
+        alone = pl.col("request").is_null()
+        unit = keyed.select(pl.when(alone).then("position").otherwise(first))["position"].to_numpy()
+        paged = keyed.select((~alone | alone.all().over("user", "search")).alias("paged"))["paged"].to_numpy()
     sorted_user, item, time, search = (coded[name].to_numpy() for name in ("user", "item", "time", "search"))
-    return Log(sorted_user, item, time, search, unit, row, users, catalogue), unknown
+    return Log(sorted_user, item, time, search, unit, paged, row, users, catalogue), unknown

@@ -34,7 +34,8 @@ def _leave_last_out(log: Log, config: Data) -> Split:
     """Per user and task: the last unit tests, the one before it validates.
 
     A unit with fewer than `min_history` events before it stays in train, and so does a task's only unit; a task with
-    two units gives a test unit alone. Every user and task therefore has a train event for each it is tested on.
+    two units gives a test unit alone. Every user and task therefore has a train event for each it is tested on, as
+    long as that is not a spoiled one. Events without a request are held out only where their user and task have none.
     """
     part = np.zeros(len(log), np.int8)
     for held in (TEST, VALID):
@@ -45,7 +46,7 @@ def _leave_last_out(log: Log, config: Data) -> Split:
 
 
 def _last_unit(log: Log, free: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Masks: events of the last free unit of their user and task; events whose user and task have another free unit."""
+    """Masks: events of the last free, paged unit of their user and task; those whose task has another free unit."""
     group = log.user.astype(np.int64) * 2 + log.search
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.r_[True, group[order][1:] != group[order][:-1]][: len(order)])
@@ -53,7 +54,7 @@ def _last_unit(log: Log, free: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], ND
         return free, free
     counts = np.diff(np.r_[starts, len(order)])
     unit = np.where(free, log.unit, -1)[order]
-    latest = np.repeat(np.maximum.reduceat(unit, starts), counts)
+    latest = np.repeat(np.maximum.reduceat(np.where(log.paged[order], unit, -1), starts), counts)
     second = np.repeat(np.maximum.reduceat(np.where(unit == latest, -1, unit), starts), counts)
     last, before = np.empty(len(log), bool), np.empty(len(log), bool)
     last[order] = (unit == latest) & (unit >= 0)

@@ -152,6 +152,22 @@ def test_no_train_target_is_a_held_out_one_of_its_user_at_that_time_or_later(log
     assert not len(pairs.filter(pl.col("clicked") >= pl.col("timestamp_held")))
 
 
+def test_events_without_a_request_are_held_out_only_where_there_are_no_others():
+    """Recent clicks that a page lists are guesses: the page before it validates, not they."""
+    pages = [("u", "a", 1, None, "r1"), ("u", "b", 20, None, "r2"), ("u", "c", 30, None, "r3")]
+    guessed = [
+        ("u", "d", 28, None),
+        ("u", "e", 29, None),
+        ("v", "a", 1, None),
+        ("v", "b", 2, None),
+        ("v", "c", 3, None),
+    ]
+    splits = examples.build(items_table(*"abcde"), events_table(*pages, *guessed), Data(), seed=0)
+    assert splits.test.select("user_id", "targets").rows() == [("u", ["c"]), ("v", ["c"])]
+    assert splits.valid.select("user_id", "targets").rows() == [("u", ["b"]), ("v", ["b"])]
+    assert splits.test["history"][0].to_list() == ["a", "b", "d", "e"]
+
+
 def test_what_comes_with_a_held_out_event_is_dropped():
     """Two tags of one item are two searches beside the recommendation, all of one moment."""
     moment = [("u", "x", 9, None), ("u", "x", 9, "rock"), ("u", "x", 9, "90s"), ("u", "x", 12, "rock again")]
