@@ -144,7 +144,7 @@ def _costs(study: Study, rows: dict[str, Results]) -> list[str]:
             leaks = [found["largest_leak"] for _, found in results]
             body.append([
                 study.methods[method].label, of(lambda one: one["drift"]["rise"], "+.2%"),
-                of(lambda one: one["drift"]["kl"], ".4f"),
+                of(lambda one: one["drift"]["kl"], "z.4f"),
                 f"{before:.3f} → {of(lambda one: one['drift']['cloze_after'], '.3f')}",
                 _NONE if None in leaks else f"{max(leaks):.1e}", of(lambda one: one["seconds"]["per_step"], ".2f"),
                 of(lambda one: one["seconds"]["tune"], ".0f"), of(lambda one: one["peak_mib"]["tune"], ",.0f"),
@@ -238,7 +238,7 @@ def _trial(found: dict[str, Any] | None, best: float | None) -> str:
     if found is None:
         return _NONE
     score = found["valid"]["joint"]
-    drift = f", KL {found['drift']['kl']:.4f}" if "drift" in found else ""
+    drift = f", KL {found['drift']['kl']:z.4f}" if "drift" in found else ""
     return _bold(f"{score:.4f}", score == best) + drift
 
 
