@@ -22,7 +22,8 @@ from prefect.settings import PREFECT_API_URL
 
 # pool -> flow runs at a time. A GPU takes one; the CPU pool is bounded by the deployments' own limits.
 POOLS = {"cpu": None, "gpu": 1}
-HEARTBEAT = "prefect.flow-run.heartbeat"
+# A run whose worker died sends no heartbeat (one in three minutes) and would hold its pool's place for ever.
+HEARTBEAT, SILENCE = "prefect.flow-run.heartbeat", timedelta(minutes=10)
 
 
 def make_pools() -> None:
@@ -33,10 +34,6 @@ def make_pools() -> None:
                 client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=limit))
             except ObjectAlreadyExists:
                 client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
-
-
-# A run whose worker died sends no heartbeat (one in three minutes) and would hold its pool's place for ever.
-SILENCE = timedelta(minutes=10)
 
 
 def watch_heartbeats() -> None:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemst import show
 from gemst.errors import GemstError
 from gemst.stopping import stop_cleanly
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from gemst.config import Config
 
 app = typer.Typer(
@@ -90,7 +89,7 @@ def ingest(
     from gemst import stages
 
     if dry_run:
-        _print_preview(_config(params, overrides))
+        show.preview(_config(params, overrides))
     else:
         stages.ingest(_config(params, overrides))
 
@@ -179,7 +178,7 @@ def recommend(user: User, k: TopK = 10, params: Params = DEFAULT, overrides: Set
     """Ranked titles for a user: gemst recommend --user 196."""
     from gemst.serving import champion
 
-    _print(champion.recommend(_config(params, overrides), user, k), f"Recommended for user {user}")
+    show.table(champion.recommend(_config(params, overrides), user, k), f"Recommended for user {user}")
 
 
 @app.command(rich_help_panel=USE)
@@ -193,7 +192,7 @@ def search(
     """Ranked titles for a user's query: gemst search --user 196 "comedy"."""
     from gemst.serving import champion
 
-    _print(champion.search(_config(params, overrides), user, query, k), f"Found for user {user}: {query}")
+    show.table(champion.search(_config(params, overrides), user, query, k), f"Found for user {user}: {query}")
 
 
 @app.command(rich_help_panel=LOOK)
@@ -208,7 +207,7 @@ def compare(
     """Is B better than A? Paired bootstrap over the test examples, per task, with intervals."""
     from gemst import stages
 
-    _print(stages.compare(_config(params, overrides), run_a, run_b), f"{run_a} → {run_b}")
+    show.table(stages.compare(_config(params, overrides), run_a, run_b), f"{run_a} → {run_b}")
 
 
 @data.command("diff")
@@ -281,48 +280,6 @@ def _tables_of(revision: str, folder: Path) -> Path:
             "Name a folder, or a commit that has dvc.lock and whose data are in the cache or the remote",
         )
     return folder
-
-
-def _print_preview(config: Config) -> None:
-    """The mapping, ten rows of each table and the counts of an ingest that was not made."""
-    import polars as pl
-
-    from gemst.data import account
-    from gemst.data.preview import preview
-
-    shown = preview(config.data)
-    width = max(len(column) for column in shown.mapping)
-    for column, origin in shown.mapping.items():
-        print(f"{column:<{width}} <- {origin}")
-    for name, rows in (("items", shown.items), ("events", shown.events)):
-        with pl.Config(tbl_rows=10, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_width_chars=160):
-            print(f"\nthe first {name} as gemst reads them\n{rows}")
-    print()
-    for verb, counts in (("dropped", shown.dropped), ("in quarantine", shown.quarantined)):
-        for rule, count in counts.items():
-            print(f"{count:,} {verb}: {rule}")
-    print("\n".join(account.lines(shown.rows_in, shown.rows_out, shown.dropped, shown.quarantined)))
-    print(f"what is left: {', '.join(f'{name} {value}' for name, value in shown.profile.items() if value is not None)}")
-    if not shown.profile.get("search_share"):
-        print("No event is a search: if the logs have queries, map their column with data.columns: {query: YOURS}")
-    print("Nothing was written. Next: gemst ingest, gemst validate")
-
-
-def _print(frame: pl.DataFrame, title: str) -> None:
-    """A frame as a table on a terminal, as tab-separated lines in a pipe."""
-    if not sys.stdout.isatty():
-        print(frame.write_csv(separator="\t"), end="")
-        return
-    from rich.console import Console
-    from rich.markup import escape  # titles and queries hold brackets of their own
-    from rich.table import Table
-
-    table = Table(title=escape(title), title_justify="left")
-    for name, kind in frame.schema.items():
-        table.add_column(name, justify="right" if kind.is_numeric() else "left")
-    for row in frame.rows():
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else escape(str(value)) for value in row))
-    Console().print(table)
 
 
 def main() -> None:

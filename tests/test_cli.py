@@ -12,7 +12,7 @@ import pytest
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from gemst import cli, stages
+from gemst import cli, show, stages
 from gemst.progress import Summary
 from gemst.serving import champion
 
@@ -229,7 +229,7 @@ def test_a_full_disk_is_one_line_whichever_library_met_it(project, monkeypatch, 
 
 def test_brackets_of_titles_and_queries_are_shown_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    cli._print(pl.DataFrame({"title": ["Kind of Blue [vinyl]", "[unknown]"]}), "Found for '[/b]'")
+    show.table(pl.DataFrame({"title": ["Kind of Blue [vinyl]", "[unknown]"]}), "Found for '[/b]'")
     shown = capsys.readouterr().out
     assert "Kind of Blue [vinyl]" in shown
     assert "[unknown]" in shown
