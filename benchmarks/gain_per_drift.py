@@ -93,7 +93,7 @@ def main() -> None:
 
 def kl_from(model: Any, tokenizer: Any, texts: list[str], tokens: int) -> Callable[[], float]:
     """A function that gives the mean KL, in nats per token, of what the model has become from what it is now."""
-    blocks = [torch.from_numpy(block) for block in sequences(token_stream(tokenizer, texts, tokens), 512)]
+    blocks = [torch.from_numpy(block) for block in sequences(model, token_stream(tokenizer, texts, tokens), 512)]
     vocabulary = len(tokenizer)
 
     @torch.inference_mode()

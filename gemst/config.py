@@ -111,7 +111,7 @@ class NullSpace(Section):
         Path("data/wikipedia/articles.parquet"), description="general text: a Parquet with `title`, `text`"
     )
     tokens: Positive = Field(40_000, description="general tokens the second moments are taken over")
-    sequence_length: Positive = Field(512, description="tokens of a packed sequence of general text")
+    sequence_length: Positive = Field(512, description="tokens of a packed sequence of general text, at most")
     rule: Literal["energy", "absolute", "none"] = Field("energy", description="`none` switches the null space off")
     energy: Fraction = Field(
         0.05, description="rule energy: P spans the directions that hold at most this share of the trace"

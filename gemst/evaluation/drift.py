@@ -65,7 +65,7 @@ def drift(
     vocabulary = min(len(tokenizer), _rows(before))
     sums = _Sums(np.zeros(2), np.zeros(2, np.int64))
     with torch.inference_mode():
-        for batch in track(sequences(stream, min(length, len(stream))), "general text"):
+        for batch in track(sequences(before, stream, length), "general text"):
             states = [predicting_states(model, torch.from_numpy(batch), tokenizer) for model in (before, after)]
             targets = torch.from_numpy(batch[:, -states[0].shape[1] :]).reshape(-1)
             for start in range(0, len(targets), _CHUNK):
@@ -143,8 +143,12 @@ def token_stream(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: i
     return np.array(stream[:tokens], np.int64)
 
 
-def sequences(stream: NDArray[np.int64], length: int) -> list[NDArray[np.int64]]:
-    """Batches (sequences, length); a remainder shorter than `length` is left out."""
+def sequences(model: PreTrainedModel, stream: NDArray[np.int64], length: int) -> list[NDArray[np.int64]]:
+    """Batches (sequences, length); a remainder shorter than `length` is left out.
+
+    Where the stream or the model's context is shorter than `length`, that is what sequences have.
+    """
+    length = min(length, len(stream), backbone.context_length(model) or length)
     rows = stream[: len(stream) // length * length].reshape(-1, length)
     return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gemst import layout
 from gemst.errors import GemstError
 from gemst.files import require
+from gemst.registry.downloads import model_folder
 from gemst.registry.store import connect, explained, no_model
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def champion(config: Config) -> Champion:
         version = alias(client, name, CHAMPION)
         if version is None:
             raise no_model(name)
-        return Champion(int(version.version), _folder(name, version))
+        return Champion(int(version.version), model_folder(client, name, version))
 
 
 def succeed(config: Config, model: Path, grown_from: Champion) -> Registered:
@@ -102,7 +103,7 @@ def crown(client: MlflowClient, name: str, version: ModelVersion, rescore: Resco
     # Measuring a champion takes a while: one that was crowned meanwhile is the one to beat.
     while (holder := alias(client, name, CHAMPION)) is not None and int(holder.version) not in (own, judged):
         same = JOINT in holder.tags and holder.tags.get(EXAMPLES) == version.tags[EXAMPLES]
-        theirs = float(holder.tags[JOINT]) if same else rescore(_folder(name, holder))
+        theirs = float(holder.tags[JOINT]) if same else rescore(model_folder(client, name, holder))
         given = CHAMPION if float(version.tags[JOINT]) > theirs else CHALLENGER
         words = f"champion version {holder.version} had {theirs:.4f} on the same examples"
         judged = int(holder.version)
@@ -118,20 +119,6 @@ def role(client: MlflowClient, name: str, version: ModelVersion) -> str:
         if holder is not None and int(holder.version) == int(version.version):
             return one
     return SUPERSEDED
-
-
-def _folder(name: str, version: ModelVersion) -> Path:
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}"))
-    except (MlflowException, OSError) as error:
-        raise GemstError(
-            f"the files of {name} version {version.version} cannot be had ({' '.join(str(error).split())[:200]})",
-            "Bring them back, or take the alias `champion` from it in the MLflow UI (`make ui`)",
-        ) from None
-    return found / "artifacts" / "model"
 
 
 def new_version(

@@ -84,7 +84,7 @@ class DriftLimit:
         stream = token_stream(tokenizer, texts, _TOKENS)
         if len(stream) < 2:
             raise GemstError("tuning.drift_limit needs general text", "Look at null_space.corpus in params.yaml")
-        self.batches = [torch.from_numpy(batch) for batch in sequences(stream, min(_LENGTH, len(stream)))]
+        self.batches = [torch.from_numpy(batch) for batch in sequences(items.model, stream, _LENGTH)]
         with processes.unsharded(items), torch.inference_mode():  # weights gathered inside it could not be updated
             self.before = [self._states(batch) for batch in self.batches]
 

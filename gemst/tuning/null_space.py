@@ -20,7 +20,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from gemst.backbone import hidden, output_head, vocabulary
+from gemst.backbone import context_length, hidden, output_head, vocabulary
 from gemst.config import NullSpace
 from gemst.errors import GemstError
 from gemst.files import atomic_folder, read_json, require
@@ -187,7 +187,7 @@ def build(
 
     Raises GemstError when there are fewer tokens than the widest site has directions: most of them would look unused.
     """
-    length = settings.sequence_length
+    length = min(settings.sequence_length, context_length(model) or settings.sequence_length)
     count = max(settings.tokens // (4 * length), 1)
     stream = track(batches(tokenizer, texts, settings.tokens, length), "second moments", total=count)
     moments = second_moments(model, modules, stream, settings.side, precision)

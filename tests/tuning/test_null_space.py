@@ -12,6 +12,7 @@ import torch
 from gemst.backbone import add_item_tokens
 from gemst.config import NullSpace
 from gemst.errors import GemstError
+from gemst.evaluation.drift import drift
 from gemst.tuning import null_space
 from gemst.tuning.subspace import matching
 from tests.tuning.conftest import ITEMS, gpt2, llama, t5
@@ -142,6 +143,16 @@ def test_fewer_tokens_than_directions_are_no_null_space(tmp_path: Path, tokenize
         null_space.build(
             model, tokenizer, matching(model, PATTERN), TEXTS, NullSpace(tokens=40, sequence_length=20), tmp_path / "p"
         )
+
+
+def test_sequences_are_no_longer_than_a_backbone_has_positions(tmp_path: Path, tokenizer) -> None:
+    model = gpt2()  # 256 learned positions, none after them
+    texts = TEXTS * (1 + 600 // len(tokenizer(" ".join(TEXTS))["input_ids"]))
+    manifest = null_space.build(
+        model, tokenizer, matching(model, r"c_attn$"), texts, NullSpace(tokens=512, sequence_length=300), tmp_path / "p"
+    )
+    assert manifest["tokens"] == 512
+    assert drift(model, model, tokenizer, texts, tokens=512)["tokens"] == 2 * 255
 
 
 def test_an_empty_corpus_is_an_error(tokenizer) -> None:
