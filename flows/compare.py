@@ -26,6 +26,7 @@ from gemst.errors import GemstError
 from gemst.evaluation import study as studies
 from gemst.evaluation import study_page
 from gemst.evaluation.study import Cell, Study
+from gemst.evaluation.study_figure import quality_and_drift
 from gemst.files import atomic_file
 from gemst.progress import duration
 from gemst.registry.runs import study_run
@@ -162,7 +163,14 @@ def listing(study: Study, only: list[str] | None, absent: dict[str, Path]) -> st
 def write_page(study: Study, path: Path) -> None:
     """Write the page of the study in the file `path`. Raises GemstError when a result cannot be read."""
     command = "python -m flows.compare" if path == STUDY else f"python -m flows.compare {path.as_posix()}"
-    text = study_page.markdown(study, command)
+    figures = {}
+    for key, table in study.tables.items():
+        for data in table.data if table.figure else []:
+            if drawn := quality_and_drift(study, table, data):
+                figures[key, data] = f"images/{study.name}-{key}-{data}.svg"
+                with atomic_file(study.page.parent / figures[key, data]) as temporary:
+                    temporary.write_text(drawn, encoding="utf-8")
+    text = study_page.markdown(study, command, figures)
     with atomic_file(study.page) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(study.page)

@@ -32,7 +32,7 @@ def metrics_with_intervals(metrics: dict[str, Any]) -> str:
     tasks = [task for task in ("recommendation", "search") if any(task in by_task for by_task in rankers.values())]
 
     def draw(figure: Figure) -> None:
-        for axes, task in zip(_axes(figure, 1, len(tasks)), tasks, strict=True):
+        for axes, task in zip(axes_grid(figure, 1, len(tasks)), tasks, strict=True):
             found = {name: by_task[task]["ndcg@10"] for name, by_task in rankers.items() if task in by_task}
             order = sorted(found, key=lambda name: found[name])
             for at, name in enumerate(order):
@@ -52,7 +52,7 @@ def metrics_with_intervals(metrics: dict[str, Any]) -> str:
             axes.set_xlim(0, axes.get_xlim()[1] * 1.15)
             axes.grid(False, axis="y")
 
-    return _svg(draw, 10.5, 0.9 + 0.36 * len(rankers))
+    return as_svg(draw, 10.5, 0.9 + 0.36 * len(rankers))
 
 
 def slices(metrics: dict[str, Any], task: str) -> str:
@@ -67,7 +67,7 @@ def slices(metrics: dict[str, Any], task: str) -> str:
         return ""
 
     def draw(figure: Figure) -> None:
-        (axes,) = _axes(figure, 1, 1)
+        (axes,) = axes_grid(figure, 1, 1)
         for at, (_, by_ranker) in enumerate(reversed(lines)):
             for name, by_task in by_ranker.items():
                 if task in by_task and name != "model":
@@ -81,7 +81,7 @@ def slices(metrics: dict[str, Any], task: str) -> str:
         axes.set_xlim(0, max(axes.get_xlim()[1], 0.01))
         axes.grid(False, axis="y")
 
-    return _svg(draw, 5.2, 0.9 + 0.36 * len(lines))
+    return as_svg(draw, 5.2, 0.9 + 0.36 * len(lines))
 
 
 _PANELS = (  # title, pattern of the names, unit, whether it is noise that wants a running mean
@@ -110,7 +110,7 @@ def curves(table: pl.DataFrame) -> str:
     rows = -(-len(panels) // columns)
 
     def draw(figure: Figure) -> None:
-        every = _axes(figure, rows, columns)
+        every = axes_grid(figure, rows, columns)
         for axes, (title, members, unit, noisy) in zip(every, panels, strict=False):
             for number, name in enumerate(members):
                 line = table.filter(pl.col("name") == name).sort("step").drop_nans("value")
@@ -134,7 +134,7 @@ def curves(table: pl.DataFrame) -> str:
         for axes in every[len(panels) :]:
             axes.set_visible(False)
 
-    return _svg(draw, 10.5, 2.7 * rows)
+    return as_svg(draw, 10.5, 2.7 * rows)
 
 
 def conflict(table: pl.DataFrame) -> str:
@@ -151,7 +151,7 @@ def conflict(table: pl.DataFrame) -> str:
         spread = max(0.05, float(parts["cosine"].abs().quantile(0.98) or 0))
         image = None
         for axes, (title, key) in zip(
-            _axes(figure, 1, 2, [3, 2]), (("By layer", "layer"), ("By kind of weight", "kind")), strict=True
+            axes_grid(figure, 1, 2, [3, 2]), (("By layer", "layer"), ("By kind of weight", "kind")), strict=True
         ):
             grid = parts.group_by(key, "step").agg(pl.col("cosine").mean(), pl.col("order").min())
             labels = grid.group_by(key).agg(pl.col("order").min()).sort("order", key)[key].to_list()
@@ -171,7 +171,7 @@ def conflict(table: pl.DataFrame) -> str:
         if image is not None:
             figure.colorbar(image, ax=figure.axes, label="cosine: red conflicts, blue agrees", shrink=0.9, pad=0.01)
 
-    return _svg(draw, 10.5, 4.2)
+    return as_svg(draw, 10.5, 4.2)
 
 
 def energy(table: pl.DataFrame) -> str:
@@ -183,7 +183,7 @@ def energy(table: pl.DataFrame) -> str:
         return ""
 
     def draw(figure: Figure) -> None:
-        (axes,) = _axes(figure, 1, 1)
+        (axes,) = axes_grid(figure, 1, 1)
         for number, name in enumerate(names):
             kind = name.removeprefix("energy_")
             band = (
@@ -197,7 +197,7 @@ def energy(table: pl.DataFrame) -> str:
         axes.set(title="Gradient energy inside the bases", xlabel="step", ylabel="share", ylim=(0, 1.02))
         axes.legend(fontsize=9)
 
-    return _svg(draw, 5.2, 3.0)
+    return as_svg(draw, 5.2, 3.0)
 
 
 def leaks(table: pl.DataFrame) -> str:
@@ -210,7 +210,7 @@ def leaks(table: pl.DataFrame) -> str:
     parts = _placed(known)
 
     def draw(figure: Figure) -> None:
-        (axes,) = _axes(figure, 1, 1)
+        (axes,) = axes_grid(figure, 1, 1)
         layers = parts.group_by("layer").agg(pl.col("order").min()).sort("order")["layer"].to_list()
         places = parts["layer"].replace_strict(layers, range(len(layers)), return_dtype=pl.Int64)
         axes.scatter(places, parts["leak"].clip(1e-18), s=14, color=MODEL_COLOUR, alpha=0.5, linewidth=0)
@@ -219,7 +219,7 @@ def leaks(table: pl.DataFrame) -> str:
         axes.set_xticks(range(0, len(layers), step), layers[::step])
         axes.set(title="Leak out of the null space", xlabel="layer", ylabel="|dW K| / (|dW| |K|)")
 
-    return _svg(draw, 5.2, 3.0)
+    return as_svg(draw, 5.2, 3.0)
 
 
 def _placed(table: pl.DataFrame) -> pl.DataFrame:
@@ -259,12 +259,13 @@ def _embolden(axes: Axes, label: str) -> None:
             text.set(fontweight="bold", color=INK)
 
 
-def _axes(figure: Figure, rows: int, columns: int, widths: Sequence[float] | None = None) -> list[Axes]:
+def axes_grid(figure: Figure, rows: int, columns: int, widths: Sequence[float] | None = None) -> list[Axes]:
+    """Axes in a grid, row by row; `widths` are the columns' shares."""
     grid: np.ndarray[Any, Any] = figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
     return list(grid.ravel())
 
 
-def _svg(draw: Callable[[Figure], None], width: float, height: float) -> str:
+def as_svg(draw: Callable[[Figure], None], width: float, height: float, transparent: bool = True) -> str:
     """Draw on a fresh figure of `width` x `height` inches; equal data give equal bytes."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -275,5 +276,5 @@ def _svg(draw: Callable[[Figure], None], width: float, height: float) -> str:
         FigureCanvasSVG(figure)
         draw(figure)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=transparent)
     return buffer.getvalue()

@@ -51,6 +51,7 @@ class Table(_Part):
     seeds: list[int] = Field(min_length=1)
     against: str
     judged: bool = Field(True, description="whether the page says which targets `against` reached")
+    figure: bool = Field(False, description="whether the page has a figure of quality against drift for it")
 
 
 class Study(_Part):
@@ -72,7 +73,10 @@ class Study(_Part):
     )
     methods: dict[str, Entry]
     tables: dict[str, Table]
-    notes: list[str] = Field([], description="paragraphs of the page: causes and findings the tables do not tell")
+    summary: list[str] = Field([], description="what to take away, a point each: the head of the page")
+    notes: dict[str, list[str]] = Field(
+        {}, description="causes and findings the tables do not tell: paragraphs of the page, by heading"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Study:

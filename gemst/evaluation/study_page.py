@@ -26,10 +26,10 @@ from gemst.prompts import TASKS
 _NONE = "·"
 
 
-def markdown(study: Study, command: str) -> str:
-    """The whole page; `command` runs the study."""
+def markdown(study: Study, command: str, figures: dict[tuple[str, str], str] | None = None) -> str:
+    """The whole page; `command` runs the study, `figures` has the addresses of figures by table and data set."""
     lines = [
-        f"# {study.title}", "",
+        f"# {study.title}", "", *(f"- {point}" for point in study.summary), *([""] if study.summary else []),
         f"Made by `{command} --table` from the cells under `{study.results.as_posix()}`.",
         "Scores: NDCG@10 over the full catalogue on the test examples, the user's train and valid items left out,",
         "mean ± standard deviation over seeds; joint: harmonic mean of the two tasks. Differences (Δ) are paired by",
@@ -39,14 +39,16 @@ def markdown(study: Study, command: str) -> str:
     for key, table in study.tables.items():
         lines += [f"## {table.title}", ""]
         for data in table.data:
-            lines += _part(study, table, data, command)
+            lines += _part(study, table, data, command, (figures or {}).get((key, data)))
         lines += [f"Remake: `{command}`, or one method with `--only 'DATA/METHOD/*'` (table `{key}`).", ""]
     if study.notes:
-        lines += ["## What was found", "", *(line for note in study.notes for line in (note, ""))]
+        lines += ["## What was found", ""]
+        for heading, paragraphs in study.notes.items():
+            lines += [f"### {heading}", "", *(line for paragraph in paragraphs for line in (paragraph, ""))]
     return "\n".join(lines)
 
 
-def _part(study: Study, table: Table, data: str, command: str) -> list[str]:
+def _part(study: Study, table: Table, data: str, command: str, figure: str | None) -> list[str]:
     """One data set of a table."""
     rows = {method: _results(study, table, data, method) for method in table.methods}
     missing = [f"{method} (seeds {', '.join(map(str, seeds))})" for method, seeds in _missing(study, table, data)]
@@ -56,6 +58,10 @@ def _part(study: Study, table: Table, data: str, command: str) -> list[str]:
     if not any(rows.values()):
         return [*lines, f"No cell of {data} has a result. `{command} --list --only '{data}/*'` lists them.", ""]
     lines += _quality(study, table, data, rows)
+    if figure:
+        lines += ["Every tested model, general knowledge lost across and quality up: to the left is better, and above.",
+                  "Full points have the settings that validation chose, one a seed; hollow ones are the other trials.",
+                  "", f"![Quality against drift on {data}]({figure})", ""]  # fmt: skip
     lines += _references(study, data, rows)
     lines += _costs(study, rows)
     lines += _choices(study, table, data)
