@@ -112,10 +112,13 @@ class SubspaceLinear(nn.Module):
 
 
 def halves(whole: Tensor) -> tuple[Tensor, Tensor]:
-    """A float32 as the nearest bfloat16 and an int16, the rest of its bits: `joined` puts them together again."""
-    high = whole.bfloat16()
-    rest = whole.view(torch.int32) - high.float().view(torch.int32)
-    return high, rest.clamp_(max=2**15 - 1).to(torch.int16)  # a tie may be 2^15: one unit of float32 is lost
+    """A float32 as the nearest bfloat16 and an int16, the rest of its bits: `joined` gives back every bit.
+
+    Ties go away from zero, not to the even neighbour as torch has it: the rest of one that went down were 2^15.
+    """
+    bits = whole.view(torch.int32)
+    high = (bits + 2**15) >> 16
+    return high.to(torch.int16).view(torch.bfloat16), (bits - (high << 16)).to(torch.int16)
 
 
 def joined(high: Tensor, low: Tensor | None) -> Tensor:

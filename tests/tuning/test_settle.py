@@ -39,3 +39,15 @@ def test_a_settled_change_leaks_one_rounding_not_that_of_every_step(
     assert leaks[1] < leaks[0] / 5
     torch.testing.assert_close(settled["w"] - kept[0], kept[1] - kept[0], atol=5e-6, rtol=0)
     assert torch.equal(settled["free"], after)
+
+
+def test_halves_lose_no_bit_and_the_high_one_is_nearest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(20_000, generator=generator) * torch.logspace(-30, 30, 20_000)
+    ties = (whole.view(torch.int32) & ~0xFFFF | 0x8000).view(torch.float32)  # as far from one bfloat16 as from the next
+    whole = torch.cat([whole, ties, torch.tensor([0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38])])
+    high, low = halves(whole)
+    assert (high.dtype, low.dtype) == (torch.bfloat16, torch.int16)
+    assert torch.equal(joined(high, low).view(torch.int32), whole.view(torch.int32))
+    away, nearest = ((one.double() - whole.double()).abs() for one in (high, whole.bfloat16()))
+    assert torch.equal(away.nan_to_num(posinf=0), nearest.nan_to_num(posinf=0))
