@@ -259,7 +259,7 @@ class Registry(Section):
 
     experiment: str = Field("gemst", description="the MLflow experiment of the runs")
     model_name: str | None = Field(
-        "gemst", pattern=r"^[^/:'\"]+$", description="null logs the results without making a model version"
+        "gemst", pattern=r"^[^/:'\"@?]+$", description="null logs the results without making a model version"
     )
     run_name: str | None = Field(None, description="null leaves the name to MLflow")
     parent: str | None = Field(None, description="id of the run this one is shown under, such as a study's")

@@ -78,6 +78,8 @@ def split(config: Config) -> Summary:
         summary.dropped |= counts["dropped"]
         ends = {"train": counts["train"]} | {f"{name} targets": counts[f"{name}_targets"] for name in ("valid", "test")}
         summary.notes.append(account.line("events", len(events), ends | {"dropped": sum(counts["dropped"].values())}))
+        if not (counts["valid"] and counts["test"]):
+            summary.notes.append("nothing is held out for valid or test: tuning and evaluation need both (data.split)")
     return summary
 
 
@@ -216,7 +218,8 @@ def evaluate(config: Config) -> Summary:
         frames = {name: _examples(name) for name in ("train", "valid", "test")}
         if not len(frames["test"]):
             raise GemstError(
-                "there is no test example", "Raise data.test_fraction or lower data.min_history; split.json says why"
+                "there is no test example",
+                "A user's only request of a task stays in train: lower data.min_history or set data.split: global-time",
             )
         _, heldout = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
         _set_threads(config)

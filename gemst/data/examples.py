@@ -22,7 +22,7 @@ from gemst.data import negatives
 from gemst.data.histories import Histories, histories, lists
 from gemst.data.kcore import k_core
 from gemst.data.log import Log, Rows, code
-from gemst.data.split import PARTS, TEST, TRAIN, Split, split, spoiled
+from gemst.data.split import PARTS, TEST, TRAIN, Split, split, spoiled, with_history
 from gemst.data.tables import EXAMPLES, RECOMMENDATION, SEARCH, TIME, TRAIN_EXAMPLES
 from gemst.errors import GemstError
 from gemst.files import atomic_file
@@ -139,7 +139,8 @@ def _plan(items: pl.DataFrame, events: pl.DataFrame, config: Data, seed: int) ->
     parts = split(log, config)
     spoils = spoiled(log, parts)
     dropped["a held-out item of the same user, at its moment or later"] = int(spoils.sum())
-    log, parts = log.only(~spoils), Split(parts.part[~spoils], parts.target[~spoils])
+    log = log.only(~spoils)
+    parts = with_history(log, Split(parts.part[~spoils], parts.target[~spoils]), config)
     if not ((parts.part == TRAIN) & parts.target).any():
         raise GemstError("no event is left to train on", "Lower data.valid_fraction and data.test_fraction")
     dropped[f"held out with fewer than {config.min_history} events before it"] = int((~parts.target).sum())

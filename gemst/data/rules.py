@@ -18,6 +18,7 @@ CLOCK_SKEW = dt.timedelta(days=1)  # later than now by more than this is the fut
 LONGEST_ID, LONGEST_TITLE, LONGEST_QUERY, LONGEST_TEXT = 256, 2_000, 1_000, 100_000
 # A character that can be seen: none of Unicode's white space. Spelt out, because engines differ on what \S is, and
 # pandas looks for \S in Python, one row at a time.
+REPEATED = "item_id is in an earlier row"
 VISIBLE = "[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 
 
@@ -40,7 +41,7 @@ def item_rules() -> list[Rule]:
     ]
     # Among rows that are good so far: one without a title does not take the place of one that has it.
     good = ~pl.any_horizontal(rule.bad for rule in rules)
-    return [*rules, Rule("item_id is in an earlier row", ~pl.struct("item_id", good=good).is_first_distinct())]
+    return [*rules, Rule(REPEATED, ~pl.struct("item_id", good=good).is_first_distinct())]
 
 
 def event_rules(now: dt.datetime) -> list[Rule]:
@@ -62,12 +63,16 @@ def event_rules(now: dt.datetime) -> list[Rule]:
 
 
 def mark_items(events: pl.DataFrame, listed: pl.Series, good: pl.Series) -> pl.DataFrame:
-    """Add item_is_listed (its item_id is in `listed`) and item_is_good (in `good`); a null item_id is in neither."""
+    """Add item_is_listed (its item_id is in `listed`, or missing) and item_is_good (in `good`, or not listed).
+
+    Each is false where that is what is wrong with a row: one is counted under one rule.
+    """
     known = pl.DataFrame({"item_id": listed.drop_nulls().unique()})
     fine = pl.DataFrame({"item_id": good.drop_nulls().unique(), "item_is_good": True})
     known = known.join(fine, on="item_id", how="left").with_columns(item_is_listed=True)
     joined = events.join(known, on="item_id", how="left", maintain_order="left")
-    return joined.with_columns(pl.col("item_is_listed", "item_is_good").fill_null(False))
+    listed_, good_ = pl.col("item_is_listed").fill_null(False), pl.col("item_is_good").fill_null(False)
+    return joined.with_columns(item_is_listed=listed_ | _blank("item_id"), item_is_good=good_ | ~listed_)
 
 
 def judge(table: pl.DataFrame, rules: list[Rule]) -> pl.Series:

@@ -65,8 +65,7 @@ def _last_unit(log: Log, free: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], ND
 def _global_time(log: Log, config: Data) -> Split:
     """The newest `test_fraction` of the events tests, the `valid_fraction` before it validates.
 
-    All events of one moment fall on one side. Held-out events with fewer than `min_history` events before them are no
-    targets, but stay in later histories.
+    All events of one moment fall on one side.
     """
     time = log.unit_time
     ordered = np.sort(time)
@@ -75,11 +74,16 @@ def _global_time(log: Log, config: Data) -> Split:
         at = len(log) - round(min(share, 1.0) * len(log))
         if at < len(log):
             part[time >= ordered[at]] = held
-    target = np.ones(len(log), dtype=bool)
+    return with_history(log, Split(part, np.ones(len(log), dtype=bool)), config)
+
+
+def with_history(log: Log, parts: Split, config: Data) -> Split:
+    """Held-out events with fewer than `min_history` events before them are no targets, but stay in later histories."""
+    target = parts.target.copy()
     for held in (VALID, TEST):
-        lengths = histories(log, part <= held, config.history == "own").lengths()
-        target &= (part != held) | (lengths >= config.min_history)
-    return Split(part, target)
+        lengths = histories(log, parts.part <= held, config.history == "own").lengths()
+        target &= (parts.part != held) | (lengths >= config.min_history)
+    return Split(parts.part, target)
 
 
 def spoiled(log: Log, parts: Split) -> NDArray[np.bool_]:

@@ -36,7 +36,7 @@ def make(tuned: Tuned, items: pl.DataFrame, events: pl.DataFrame, new: list[str]
     from gemst import backbone
 
     ids = tuned.ids
-    known = pl.DataFrame({"item_id": ids.item_id}).with_row_index("row").filter(pl.Series(ids.active))
+    known = pl.DataFrame({"item_id": ids.item_id}).with_row_index("row")  # one that comes back has its trained rows
     listed = known.join(items, on="item_id", how="inner", maintain_order="left")
     fresh = pl.DataFrame({"item_id": new}).join(items, on="item_id", how="left", maintain_order="left")
     tokens = torch.from_numpy(listed["row"].to_numpy().astype("int64")) + tuned.first

@@ -42,7 +42,7 @@ class Validation:
             raise GemstError(
                 f"there is no validation example{'' if tasks == 'both' else f' for tuning.tasks: {tasks}'}: nothing "
                 "says which weights are best",
-                "Raise data.valid_fraction or lower data.min_history; split.json says what was dropped",
+                "Users with fewer than three requests of a task validate nothing: set data.split: global-time",
             )
         chosen = users.gather_every(max(1, len(users) // config.tuning.validate_users))
         everything = valid.filter(pl.col("user_id").is_in(chosen.implode()))

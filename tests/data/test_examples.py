@@ -180,6 +180,18 @@ def test_what_comes_with_a_held_out_event_is_dropped():
     assert splits.counts["dropped"] == {"a held-out item of the same user, at its moment or later": 3}
 
 
+def test_what_is_dropped_leaves_no_held_out_example_without_its_history():
+    """The search for Y had the search for X before it; that one gave the recommendation of X away."""
+    log = [("u", "A", 1, None), ("u", "X", 2, None), ("u", "X", 3, "soap"), ("u", "Y", 4, "soap")]
+    config = Data(history="own", min_history=1)
+    splits = examples.build(items_table(*"AXY"), events_table(*log), config, seed=0)
+    assert splits.test.select("task", "history", "targets").rows() == [("recommendation", ["A"], ["X"])]
+    assert splits.counts["dropped"] == {
+        "a held-out item of the same user, at its moment or later": 1,
+        "held out with fewer than 1 events before it": 1,
+    }
+
+
 def test_leave_last_out_of_each_task():
     log = items_table(*"abcdefg"), events_table(
         ("u", "a", 0, None), ("u", "b", 1, "q1"), ("u", "c", 2, None), ("u", "d", 2, "q2"), ("u", "e", 3, None),

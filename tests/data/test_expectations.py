@@ -65,7 +65,9 @@ def test_great_expectations_counts_what_the_rules_count(tmp_path):
     theirs = unexpected(marked, now, tmp_path)
     assert theirs["user_id is given"] + theirs["user_id is not blank"] == mine["user_id is missing"] == 2
     assert theirs["user_id has at most 256 characters"] == mine["user_id is longer than 256 characters"] == 1
-    assert theirs["item is listed"] == mine["item is not in items"] == 2
+    assert theirs["item_id is given"] == mine["item_id is missing"] == 1
+    assert theirs["item is listed"] == mine["item is not in items"] == 1
+    assert theirs["item is not in quarantine"] == mine["its item is in quarantine"] == 0
     assert theirs["timestamp is given"] == mine["timestamp is missing or not a time"] == 1
     late, early = mine["timestamp is in the future"], mine["timestamp is before 1990"]
     assert theirs["timestamp is between 1990 and now"] == late + early == 2
@@ -73,6 +75,25 @@ def test_great_expectations_counts_what_the_rules_count(tmp_path):
     assert theirs["query is given"] + theirs["query is not blank"] == mine["search without a query"] == 1
     assert theirs["recommendation has no query"] == mine["recommendation with a query"] == 1
     assert theirs["query has at most 1000 characters"] == mine["query is longer than 1000 characters"] == 1
+
+
+def test_a_row_is_counted_once_where_the_table_is_judged(tmp_path):
+    """Six rows in a hundred break one rule, six another, none of them one row in ten."""
+    items, events = log(600)
+    more = pl.concat([items] * 10).with_columns(item_id=pl.format("{}-{}", "item_id", pl.int_range(pl.len())))
+    items = pl.concat([items, more, more.head(7).with_columns(title=pl.lit("another"))])
+    at = pl.int_range(pl.len())
+    events = events.with_columns(
+        item_id=pl.when(at < 36).then(None).when(at < 72).then(pl.lit("nowhere")).otherwise("item_id")
+    )
+    report = validate(tmp_path, items, events)
+    assert report["failed"] == []
+    assert report["quarantined"] == {
+        "items: item_id is in an earlier row": 7, "events: item_id is missing": 36, "events: item is not in items": 36,
+    }  # fmt: skip
+    twice = pl.concat([items, more.head(20)])
+    with pytest.raises(GemstError, match=r"items: item_id is in no earlier row \(27 rows do not\)"):
+        validate(tmp_path, twice, events)
 
 
 def unexpected(marked: pl.DataFrame, now: dt.datetime, folder) -> dict[str, int]:

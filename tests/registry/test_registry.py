@@ -109,7 +109,7 @@ def test_a_model_name_with_a_dot_registers(artifacts):
     assert (registry.champion(config).folder / "gemst.json").exists()
 
 
-@pytest.mark.parametrize("name", ["it's", "a/b", "a:b", ""])
+@pytest.mark.parametrize("name", ["it's", "a/b", "a:b", "shop@staging", "a?b", ""])
 def test_a_model_name_that_mlflow_does_not_take_is_refused_at_once(name):
     with pytest.raises(ValidationError):
         Config.model_validate({"registry": {"model_name": name}})

@@ -139,6 +139,15 @@ def test_an_item_that_is_back_counts_beside_one_that_is_gone(tmp_path: Path) -> 
     assert (appended.new, appended.retired, appended.returned, appended.items) == (0, 1, 1, 15)
 
 
+def test_new_items_beside_none_but_returned_ones(tmp_path: Path) -> None:
+    """A season ends: what was for sale goes, what was retired comes back, and something is new."""
+    model = tuned_model(tmp_path / "model", "atomic", "llama")
+    settings = configured("atomic")
+    append(model, catalogue(16)[:8], log(), settings, tmp_path / "first")
+    appended = append(tmp_path / "first", catalogue(20)[8:], log(), settings, tmp_path / "second")
+    assert (appended.new, appended.retired, appended.returned, appended.items) == (4, 8, 8, 12)
+
+
 def test_new_rows_are_made_from_the_histories_that_the_model_was_tuned_on(tmp_path: Path) -> None:
     model = tuned_model(tmp_path / "model", "atomic", "llama")
     rows = []

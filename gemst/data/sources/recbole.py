@@ -85,13 +85,20 @@ def _categories(name: str | None, types: dict[str, str]) -> pl.Expr:
     words = pl.col(name).str.strip_chars()
     if not types[name].endswith("_seq"):
         return pl.concat_list(words).list.drop_nulls()
-    # Sequences are separated by spaces, but names with spaces come quoted and separated by commas, or by bars.
-    quoted = words.str.extract_all(r"'[^']+'(?:,|$)").list.eval(pl.element().str.strip_chars("',"))
+    # Sequences are separated by spaces. Others come as a printed list, 'Hair Care', "Men's", which CSV may have quoted
+    # once more, with bars or with commas.
+    twice = words.str.contains(r'^".*""') & words.str.ends_with('"')
+    words = (
+        pl.when(twice).then(words.str.slice(1, words.str.len_chars() - 2).str.replace_all('""', '"')).otherwise(words)
+    )
+    printed = words.str.extract_all(r"""'[^']*'(?:,|$)|"[^"]*"(?:,|$)""")
     parts = (
-        pl.when(words.str.contains("', '", literal=True))
-        .then(quoted)
+        pl.when(words.str.contains(r"""^['"].*['"]$"""))
+        .then(printed.list.eval(pl.element().str.replace(r"""^['"](.*)['"],?$""", "${1}")))
         .when(words.str.contains("|", literal=True))
         .then(words.str.split("|"))
+        .when(words.str.contains(", ", literal=True))
+        .then(words.str.split(", "))
         .otherwise(words.str.split(" "))
     )
     cleaned = parts.list.eval(pl.element().str.strip_chars().filter(pl.element().str.strip_chars() != ""))

@@ -179,11 +179,22 @@ def _typed(raw: pl.DataFrame, name: str, wanted: pl.DataType) -> pl.Expr:
         if isinstance(kind, pl.List | pl.Array):
             return column.cast(wanted, strict=False)
         if kind in (pl.String, pl.Null):
+            _refuse_printed(raw[name].cast(pl.String))
             parts = column.cast(pl.String).str.split("|").list.eval(pl.element().str.strip_chars())
             return parts.list.eval(pl.element().filter(pl.element() != "")).cast(wanted, strict=False)
     elif kind == pl.String or kind.is_integer() or kind in (pl.Null, pl.Categorical, pl.Enum):
         return column.cast(pl.String)
     raise GemstError(f"column {name!r} is {kind}, which is no {wanted}", "Convert it before `gemst ingest`")
+
+
+def _refuse_printed(texts: pl.Series) -> None:
+    """Raise GemstError where lists were written as Python prints them: as text they would be one long word."""
+    printed = texts.filter(texts.str.contains(r"""^\s*\[\s*(['"\d.+-].*)?\]\s*$""").fill_null(False))
+    if len(printed):
+        raise GemstError(
+            f"column {texts.name!r} holds printed lists, such as {printed[0][:40]!r}",
+            "Separate its values by |, or write the table as Parquet",
+        )
 
 
 def _time(column: pl.Expr, kind: pl.DataType, name: str) -> pl.Expr:
@@ -195,12 +206,12 @@ def _time(column: pl.Expr, kind: pl.DataType, name: str) -> pl.Expr:
     if kind == pl.String:
         # One column may mix zones: text with an offset is shifted, text without is UTC.
         iso = column.str.strip_chars().str.replace(" ", "T", literal=True).str.replace(r"Z$", "+00:00")
-        iso = iso.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00")
+        iso = iso.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00").str.replace(r"(T.*[+-]\d\d)$", "${1}:00")
         moment = r"T\d\d:\d\d(:\d\d(\.\d+)?)?"
         whole = iso.str.replace(r"(T\d\d:\d\d)($|[+-])", "${1}:00${2}")
         zoned = whole.str.replace(rf"({moment})$", "${1}+00:00")
         parsed = zoned.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", strict=False, time_unit="ms", time_zone="UTC")
-        return pl.coalesce(parsed, numeric_time(column))
+        return pl.coalesce(parsed, numeric_time(column.str.strip_chars()))
     if kind.is_numeric():
         return numeric_time(column.cast(pl.String))
     raise GemstError(f"column {name!r} is {kind}, which is no time", _TIME_FIX)

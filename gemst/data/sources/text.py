@@ -14,6 +14,7 @@ from pyarrow import csv
 from gemst.errors import GemstError
 
 _CHUNK = 1 << 24
+_NULLS = ["NULL", "\\N"]  # as databases export them
 
 
 def read_bytes(path: Path) -> bytes:
@@ -47,8 +48,9 @@ def utf8(content: bytes, path: Path) -> bytes:
 def read_separated(path: Path, separator: str | None, *, quoted: bool = False, latin1: bool = False) -> pl.DataFrame:
     """A file with a header line as strings; an empty field is null. `latin1` accepts files that are not UTF-8.
 
-    Without a `separator`, the one that is commonest in the header is taken: comma, semicolon, tab or bar. Raises
-    GemstError when a row has more or fewer fields than the header, two columns have one name, or quotes do not close.
+    In a `quoted` file NULL and \\N are null as well. Without a `separator`, the one that is commonest in the header is
+    taken: comma, semicolon, tab or bar. Raises GemstError when a row has more or fewer fields than the header, two
+    columns have one name, or quotes do not close.
     """
     content = read_bytes(path)
     if latin1:
@@ -64,7 +66,10 @@ def read_separated(path: Path, separator: str | None, *, quoted: bool = False, l
     content = content.rstrip(b"\r\n") + b"\n"  # blank lines at the end are no rows
     try:
         _check_fields(content, separator, quoted)
-        return pl.read_csv(content, separator=separator, infer_schema=False, quote_char='"' if quoted else None)
+        return pl.read_csv(
+            content, separator=separator, infer_schema=False, quote_char='"' if quoted else None,
+            null_values=_NULLS if quoted else None,
+        )  # fmt: skip
     except (pl.exceptions.PolarsError, pa.ArrowInvalid) as error:
         reason = str(error).splitlines()[0]
         cause = f"{path} has rows that do not fit its header ({reason})"

@@ -83,6 +83,29 @@ def test_other_data_sets_of_the_format(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("field", "names"),
+    [
+        ("Comedy Drama", ["Comedy", "Drama"]),
+        ("Comedy|Film Noir", ["Comedy", "Film Noir"]),
+        ("Doctors, Weight Loss Centers", ["Doctors", "Weight Loss Centers"]),
+        ("Children's Comedy", ["Children's", "Comedy"]),
+        ("'Books'", ["Books"]),
+        ("'Hair Care'", ["Hair Care"]),
+        ("'Beauty', 'Food, Drink'", ["Beauty", "Food, Drink"]),
+        ('"Men\'s"', ["Men's"]),
+        # What CSV makes of a name with an apostrophe among others, and of one alone.
+        ('"\'Clothing\', ""Men\'s"", \'Shoes\'"', ["Clothing", "Men's", "Shoes"]),
+        ('"""Kids\'"""', ["Kids'"]),
+    ],
+)
+def test_every_way_a_sequence_is_written(tmp_path, field, names):
+    item = f"item_id:token\tname:token_seq\tcategories:token_seq\n1\tSoap\t{field}\n"
+    inter = "item_id:token\tuser_id:token\ttimestamp:float\n1\tu\t1500000000\n"
+    loaded = sources.load(Data(path=write_recbole(tmp_path, item=item, inter=inter)))
+    assert loaded.items["categories"].to_list() == [names]
+
+
+@pytest.mark.parametrize(
     ("item", "inter", "message"),
     [
         (films().replace("movie_title", "color"), clicks(), "no title field"),

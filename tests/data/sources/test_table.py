@@ -65,6 +65,8 @@ MOMENT = dt.datetime(2021, 6, 1, 12, 30, tzinfo=dt.UTC)
         pl.Series(["2021-06-01 12:30:00"]),
         pl.Series(["2021-06-01T12:30"]),
         pl.Series(["2021-06-01T14:30:00.000+02:00"]),
+        pl.Series(["2021-06-01 14:30:00+02"]),
+        pl.Series([" 1622550600 "]),
     ],
 )
 def test_every_way_to_write_a_time(tmp_path, values):
@@ -212,6 +214,33 @@ def test_a_blank_query_request_or_text_is_none(tmp_path, kind, blank):
     assert loaded.events["query"].to_list() == [None, "soap", None]
     assert loaded.events["request_id"].null_count() == 3
     assert loaded.items["text"].to_list() == [None]
+
+
+@pytest.mark.parametrize("null", ["NULL", "\\N"])
+def test_what_databases_write_for_null_is_none_in_a_csv(tmp_path, null):
+    (tmp_path / "items.csv").write_text(f"item_id,title,text\n1,Null,{null}\n")
+    (tmp_path / "events.csv").write_text(
+        f"user_id,item_id,timestamp,query\nu,1,2024-01-01,{null}\n{null},1,2024-01-02,a\n"
+    )
+    loaded = sources.load(Data(source="table", path=tmp_path))
+    assert loaded.items.select("title", "text").rows() == [("Null", None)]
+    assert set(loaded.events.select("user_id", "task", "query").rows()) == {
+        ("u", "recommendation", None), (None, "search", "a"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("printed", ["['Bath', 'Care']", '["Bath"]', "[1, 2.5]", " [] "])
+def test_printed_lists_are_refused(tmp_path, printed):
+    items = pl.DataFrame({"item_id": ["1", "2"], "title": ["A", "B"], "categories": ["[new] Bath", printed]})
+    events = pl.DataFrame({"user_id": ["u"], "item_id": ["1"], "timestamp": [MOMENT]})
+    write(tmp_path, items, events)
+    with pytest.raises(
+        GemstError, match=r"column 'categories' holds printed lists, such as ['\"].*Separate its values by \|"
+    ):
+        sources.load(Data(source="table", path=tmp_path))
+    write(tmp_path, items.with_columns(categories=pl.Series(["[new] Bath", "[sale] | Care"])), events)
+    loaded = sources.load(Data(source="table", path=tmp_path))
+    assert loaded.items["categories"].to_list() == [["[new] Bath"], ["[sale]", "Care"]]
 
 
 def test_fractions_of_seconds_and_nanoseconds_are_times(tmp_path):
