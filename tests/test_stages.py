@@ -188,7 +188,7 @@ def test_a_damaged_table_of_scores_and_an_empty_test_set_are_named(ran, config, 
     whole = (layout.EXAMPLES / "test.parquet").read_bytes()
     pl.read_parquet(layout.EXAMPLES / "test.parquet").clear().write_parquet(layout.EXAMPLES / "test.parquet")
     try:
-        with pytest.raises(GemstError, match=r"no test example.*data.test_fraction"):
+        with pytest.raises(GemstError, match=r"no test example.*data.split: global-time"):
             stages.evaluate(config)
     finally:
         (layout.EXAMPLES / "test.parquet").write_bytes(whole)
@@ -202,7 +202,7 @@ def test_tuning_without_validation_examples_is_refused(ran, config, tmp_path, mo
     one = config.model_copy(update={"tuning": config.tuning.model_copy(update={"tasks": "search"})})
     for left, settings in ((valid.clear(), config), (valid.filter(task="recommendation"), one)):
         left.write_parquet(layout.EXAMPLES / "valid.parquet")
-        with pytest.raises(GemstError, match=r"no validation example.*which weights are best.*data.valid_fraction"):
+        with pytest.raises(GemstError, match=r"no validation example.*which weights are best.*data.split: global-time"):
             stages.tune(settings)
 
 
