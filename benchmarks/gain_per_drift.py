@@ -120,7 +120,9 @@ def kl_from(model: Any, tokenizer: Any, texts: list[str], tokens: int) -> Callab
 def task(config: Config, model: Any, tokenizer: Any) -> tuple[ItemModel, Iterator[Batch]]:
     """The model with the project's item rows, and its train batches."""
     ids = item_ids.load(require(layout.ITEM_IDS, made_by="gemst tokenize"))
-    inputs, outputs, white = load_rows(require(layout.ITEM_ROWS, made_by="gemst item-rows"), ids)
+    inputs, outputs, white = load_rows(
+        require(layout.ITEM_ROWS, made_by="gemst item-rows"), ids, null_space.fingerprint(model)
+    )
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, inputs, outputs)
     prompter = make_prompter(config, model, tokenizer, ids, first)
     train = pl.read_parquet(layout.EXAMPLES / "train.parquet")

@@ -11,13 +11,13 @@ Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
     """A part of the tree: immutable, and a misspelt key is an error rather than silence."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
 
 class Data(Section):
@@ -183,7 +183,7 @@ class Tuning(Section):
         "chain", description="chain: one row carries many targets of a user and task"
     )
     chain_items: Positive = Field(48, description="history items in one chain row")
-    batch_tokens: Positive = Field(2048, description="tokens per batch, padding included")
+    batch_tokens: Positive = Field(2048, description="about so many tokens per batch, padding included")
     accumulate: Positive = Field(1, description="batches per optimizer step")
     precision: Literal["auto", "fp32", "bf16-autocast", "bf16-weights"] = Field(
         "auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise GemstError(f"--set {override!r}: {section!r} is a value, not a section")
         tree = inner
     try:
-        tree[leaf] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
-        tree[leaf] = text
+        value = text
+    tree[leaf] = text if isinstance(value, date) else value  # no parameter is a date: it is a name
 
 
 def _explain(error: ValidationError, path: Path) -> str:

@@ -23,6 +23,11 @@ def test_file_over_defaults_and_overrides_over_file(written):
     assert load(written, ["tuning.rank=64"]).tuning.rank == 64
 
 
+@pytest.mark.parametrize("name", ["2024-01-01", "2024-01-01 10:00:00", "20240101", "v2"])
+def test_a_name_may_look_like_a_date_or_a_number(written, name):
+    assert load(written, [f"registry.run_name={name}"]).registry.run_name == name
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -30,6 +35,7 @@ def test_file_over_defaults_and_overrides_over_file(written):
         ("tuning.gates.zzz=3", r"tuning\.gates\.zzz is not a parameter \(known here: kind, rec, lr\)"),
         ("tunning.rank=3", r"tunning is not a parameter \(did you mean 'tuning'\?\)"),
         ("tuning.rank=0", r"tuning\.rank = 0: .*greater than 0"),
+        ("tuning.max_minutes=.inf", r"tuning\.max_minutes = inf: .*finite"),
         ("tuning.rank=many", r"tuning\.rank = 'many': .*integer"),
         ("tuning.method=sgd", r"tuning\.method = 'sgd': .*'gems'"),
         ("tuning.betas=[0.9,1]", r"tuning\.betas\.1 = 1: .*less than 1"),

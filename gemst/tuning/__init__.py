@@ -81,7 +81,7 @@ def run(
         torch.set_num_threads(config.threads)
     model, tokenizer = backbone.load(config.backbone)
     untuned = fingerprint(model)
-    inputs, outputs, white = load_rows(item_rows, ids)
+    inputs, outputs, white = load_rows(item_rows, ids, untuned)
     first = backbone.add_item_tokens(model, tokenizer, ids.tokens, inputs, outputs)
     if config.tuning.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -107,10 +107,16 @@ class ChainBatches(Batches):
         return segment.fresh + np.flatnonzero(self.asked[segment.fresh : segment.high] == segment.task)
 
     def plan(self, epoch: int) -> list[list[list[Segment]]]:
-        """Batches of rows of segments. Each batch holds both tasks in the epoch's proportion, recommendation first."""
+        """Batches of rows of segments, recommendation first: the rows of each task are dealt evenly over the batches.
+
+        Where a task has fewer rows than there are batches, as when the other one's queries are long, some go without
+        it; a larger `batch_tokens`, or several batches a step, mend that.
+        """
         segments = self.segments(epoch)
         lengths = [self.length(s) for s in segments]
-        row_tokens = min(max(lengths), self.batch_tokens // len(self.tasks))  # a longer segment has a row of its own
+        row_tokens = min(
+            max(lengths), max(1, self.batch_tokens // len(self.tasks))
+        )  # a longer segment has a row of its own
         rows: dict[int, list[list[Segment]]] = {task: [] for task in self.tasks}
         for task in self.tasks:
             rooms: list[int] = []  # best fit: the fullest open row that still takes the segment

@@ -18,6 +18,7 @@ from torch import Tensor
 from gemst import backbone
 from gemst.errors import GemstError
 from gemst.evaluation.drift import predicting_states, sequences, token_stream
+from gemst.tuning.precision import autocast
 
 if TYPE_CHECKING:
     from gemst.tuning.methods import Method
@@ -81,6 +82,8 @@ class DriftLimit:
         self.items, self.method, self.tokenizer = items, method, tokenizer
         self.limit, self.processes = limit, processes
         self.start = {name: tensor.clone() for name, tensor in method.weights().items()}
+        # Linears kept as bf16 halves give bf16, which the other modules take under autocast alone.
+        self.precision = "bf16-weights" if any(name.endswith(".remainder") for name in self.start) else "fp32"
         stream = token_stream(tokenizer, texts, _TOKENS)
         if len(stream) < 2:
             raise GemstError("tuning.drift_limit needs general text", "Look at null_space.corpus in params.yaml")
@@ -89,8 +92,10 @@ class DriftLimit:
             self.before = [self._states(batch) for batch in self.batches]
 
     def _states(self, batch: Tensor) -> Tensor:
-        states = predicting_states(self.items.model, batch.to(self.items.items_in.device), self.tokenizer)
-        return states.flatten(0, 1)
+        device = self.items.items_in.device
+        with autocast(self.precision, device):
+            states = predicting_states(self.items.model, batch.to(device), self.tokenizer)
+        return states.flatten(0, 1).float()
 
     def keep(self) -> float:
         """Pull the weights back as far as the limit asks; returns the KL they end at."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gemst.errors import GemstError
 from gemst.tuning.head import fit, whitening
+from gemst.tuning.null_space import fingerprint
 from gemst.tuning.rows import BEHAVIOUR, by_token, ordered, popularity, start_rows
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
     torch.manual_seed(config.seed)
     settings, place = config.item_rows, backbone.best_device()
     model, tokenizer = backbone.load(config.backbone)
+    fitted_on = fingerprint(model)
     company = company_of(ids, items, train)
     text = start_rows(model, tokenizer, ids, items)
     inputs = settings.norm * start_rows(model, tokenizer, ids, items, company, settings.behaviour)
@@ -57,7 +59,7 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
     prompter = make_prompter(config, model, tokenizer, ids, first)
     batches = make_batches(config, train, prompter, backbone.decoder_start(model))
     item_model = ItemModel(model, first, ids.level_sizes, whole_vocabulary=False).eval()
-    manifest: dict[str, Any] = {"ids": _identity(ids), "tokens": 0, "targets": 0, "levels": []}
+    manifest: dict[str, Any] = {"ids": _identity(ids), "backbone": fitted_on, "tokens": 0, "targets": 0, "levels": []}
     base: Tensor | None = None
     if settings.popularity or settings.tokens:
         with torch.inference_mode(), autocast(config.tuning.precision, place):
@@ -76,10 +78,11 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
     return manifest
 
 
-def load(folder: Path, ids: ItemIds) -> tuple[Tensor, Tensor, Tensor | None]:
+def load(folder: Path, ids: ItemIds, backbone: str) -> tuple[Tensor, Tensor, Tensor | None]:
     """Input rows, output rows (tokens, d), and the base of the latter if there is one.
 
-    Raises GemstError when they were made for other item IDs.
+    `backbone` is the fingerprint of the one to be tuned. Raises GemstError when the rows were made for another one, or
+    for other item IDs.
     """
     from safetensors.torch import load_file
 
@@ -88,6 +91,8 @@ def load(folder: Path, ids: ItemIds) -> tuple[Tensor, Tensor, Tensor | None]:
     manifest = read_json(require(folder / "manifest.json", made_by="gemst item-rows"))
     if manifest["ids"] != _identity(ids):
         raise GemstError(f"{folder} was made for other item IDs", "Run `gemst item-rows` again")
+    if manifest.get("backbone") != backbone:
+        raise GemstError(f"{folder} was made for another backbone", "Run `gemst item-rows` with the present backbone")
     rows = load_file(folder / _FILE)
     return rows["in"], rows["out"], rows.get("white")
 

@@ -58,8 +58,17 @@ def rate(tuning: Tuning, step: int, total: int) -> float:
 
 
 def schedule(batches: Batches, tuning: Tuning) -> int:
-    """Steps of the run: those of `tuning.epochs`, or as many of them as fit into `tuning.max_tokens`; at least one."""
-    steps = max(1, round(tuning.epochs * batches.steps_per_epoch(tuning.accumulate)))
+    """Steps of the run: those of `tuning.epochs`, or as many of them as fit into `tuning.max_tokens`; at least one.
+
+    Raises GemstError when a step takes more batches than all epochs have.
+    """
+    wanted = tuning.epochs * batches.steps_per_epoch(tuning.accumulate)
+    if wanted < 0.5 and tuning.accumulate > 1:
+        raise GemstError(
+            f"one step of tuning.accumulate = {tuning.accumulate} batches is more than all of tuning.epochs",
+            f"Set tuning.accumulate to {max(1, int(tuning.accumulate * wanted))} or less",
+        )
+    steps = max(1, round(wanted))
     if tuning.max_tokens is None:
         return steps
     spent = 0
@@ -68,6 +77,14 @@ def schedule(batches: Batches, tuning: Tuning) -> int:
         if spent > tuning.max_tokens or step == steps:
             return max(step, 1)
     raise AssertionError("batches never end")
+
+
+def _looks(state: State, timed_from: int, minutes: float, processes: Processes) -> bool:
+    """Whether a time limit looks at the clock now: every so many steps, and at slow ones once half of it is gone."""
+    if state.step <= timed_from:
+        return False
+    slow = state.step < _TIMED_STEPS and processes.agreed(state.seconds) > 30 * minutes
+    return slow or state.step % _TIMED_STEPS == 0
 
 
 def affordable(state: State, limit: float, per_step: float) -> int:
@@ -150,7 +167,7 @@ def train(
                 observed, rows = method.observations()
                 scalars |= observed
                 state.layers += [{"step": state.step, **row} for row in rows]
-            if tuning.max_minutes is not None and state.step % _TIMED_STEPS == 0 and state.step > timed_from:
+            if tuning.max_minutes is not None and _looks(state, timed_from, tuning.max_minutes, processes):
                 per_step = (time.perf_counter() - timed) / (state.step - timed_from)
                 state.total = processes.agreed(affordable(state, 60 * tuning.max_minutes, per_step))
                 progress.total = state.total

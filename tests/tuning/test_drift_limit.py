@@ -20,7 +20,7 @@ from gemst.tuning.loop import train as train_loop
 from gemst.tuning.methods import make
 from gemst.tuning.model import ItemModel
 from gemst.tuning.parallel import Processes
-from tests.tuning.conftest import ITEMS, llama, make_tokenizer
+from tests.tuning.conftest import ITEMS, gpt2, llama, make_tokenizer
 
 TEXTS = ["the old film , a new good comedy . the bad drama , the new thriller : a film of the 1990s ."] * 6
 
@@ -75,6 +75,21 @@ def test_pulling_back_scales_the_change(tmp_path: Path, precision: str) -> None:
     method.pull(start, 0.25)
     for layer, old in zip(layers, before, strict=True):
         torch.testing.assert_close(layer.exact() - old, torch.full_like(old, 0.025), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "modules"), [(llama, "(gate|up)_proj$"), (llama, "q_proj$"), (gpt2, "c_attn$")])
+def test_a_part_of_the_linears_may_be_bf16_halves(tmp_path: Path, family, modules: str) -> None:
+    tuning = {"rank": 8, "precision": "bf16-weights", "modules": modules}
+    config = Config.model_validate({"null_space": {"rule": "none"}, "tuning": tuning})
+    model = family(20 + ITEMS)
+    model.config.use_cache = False
+    items = ItemModel(model, 20, (ITEMS,), False)
+    way = make(config, items, tmp_path)
+    measured = DriftLimit(items, way, make_tokenizer(), TEXTS, 1.0, Processes(config.tuning))
+    assert measured.measure() == pytest.approx(0, abs=1e-9)
+    for layer in way.attached.layers.values():
+        layer.add(torch.randn_like(layer.exact()), 1.0)
+    assert measured.measure() > 1e-6
 
 
 def test_it_measures_what_the_evaluation_does(tmp_path: Path, train, prompter) -> None:

@@ -15,6 +15,7 @@ from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.item_ids import ItemIds
 from gemst.tuning import item_rows
+from gemst.tuning.null_space import fingerprint
 from gemst.tuning.rows import by_token, start_rows
 from tests.ranking.tiny import FAMILIES, tokenizer
 from tests.tuning.test_append import catalogue
@@ -59,6 +60,11 @@ def prepared(folder: Path, strategy: str, family: str) -> tuple[ItemIds, pl.Data
     return item_ids.load(folder / "item_ids"), items
 
 
+def of(folder: Path) -> str:
+    """The backbone in `folder`, as rows name it."""
+    return fingerprint(backbone.load(configured(folder).backbone)[0])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("strategy", ["atomic", "rq-kmeans"])
 def test_the_fit_gains_on_held_out_targets_and_never_loses(tmp_path, strategy, family) -> None:
@@ -68,7 +74,7 @@ def test_the_fit_gains_on_held_out_targets_and_never_loses(tmp_path, strategy, f
     gains = [gain["loss_before"] - gain["loss_after"] for gain in manifest["levels"]]
     assert min(gains) >= 0
     assert strategy != "atomic" or gains[0] > 0.05
-    inputs, outputs, _ = item_rows.load(tmp_path / "rows", ids)
+    inputs, outputs, _ = item_rows.load(tmp_path / "rows", ids, of(tmp_path))
     assert len(inputs) == len(outputs) == len(ids.tokens)
     assert torch.isfinite(inputs).all()
     assert torch.isfinite(outputs).all()
@@ -80,7 +86,7 @@ def test_no_company_no_fit_no_popularity_is_the_text_alone(tmp_path) -> None:
     item_rows.build(config, ids, items, logs(), tmp_path / "rows")
     model, words = backbone.load(config.backbone)
     text = start_rows(model, words, ids, items)
-    inputs, outputs, white = item_rows.load(tmp_path / "rows", ids)
+    inputs, outputs, white = item_rows.load(tmp_path / "rows", ids, of(tmp_path))
     assert white is None
     torch.testing.assert_close(inputs, 1.5 * text)
     torch.testing.assert_close(outputs, 0.5 * text)
@@ -117,4 +123,12 @@ def test_rows_of_other_item_ids_are_refused(tmp_path) -> None:
     config = configured(tmp_path, "rq-kmeans")
     item_ids.build(items, logs(), config, tmp_path / "other")
     with pytest.raises(GemstError, match=r"made for other item IDs.*gemst item-rows"):
-        item_rows.load(tmp_path / "rows", item_ids.load(tmp_path / "other"))
+        item_rows.load(tmp_path / "rows", item_ids.load(tmp_path / "other"), of(tmp_path))
+
+
+def test_rows_of_another_backbone_are_refused(tmp_path) -> None:
+    ids, items = prepared(tmp_path, "atomic", "llama")
+    item_rows.build(configured(tmp_path), ids, items, logs(), tmp_path / "rows")
+    shallow = configured(tmp_path).backbone.model_copy(update={"num_layers": 1})
+    with pytest.raises(GemstError, match=r"rows was made for another backbone.*Run `gemst item-rows`"):
+        item_rows.load(tmp_path / "rows", ids, fingerprint(backbone.load(shallow)[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from gemst.config import Config
 from gemst.errors import GemstError
+from gemst.tuning import loop
 from gemst.tuning.chain import ChainBatches
 from gemst.tuning.checkpoint import Checkpoints
 from gemst.tuning.events import load_events
@@ -175,6 +177,22 @@ def test_a_time_limit_shortens_the_schedule(tmp_path: Path, train, prompter) -> 
     )
     assert 20 <= state.step < 3000
     assert state.step == state.total
+
+
+def test_slow_steps_do_not_outrun_a_time_limit(tmp_path: Path, train, prompter, monkeypatch) -> None:
+    """A clock by which every step takes a second: five of a limit of ten seconds are enough to see where that leads."""
+    clock = itertools.count(step=0.25)  # it is read about four times a step
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(clock)))
+    _, state, _ = run(tmp_path, train, prompter, epochs=400, max_minutes=1 / 6, scores=[0.1] * 99, patience=99)
+    assert 6 < state.step < 14
+    assert state.step == state.total
+
+
+def test_a_step_of_more_batches_than_all_epochs_have_is_refused(tmp_path: Path, train, prompter) -> None:
+    with pytest.raises(
+        GemstError, match=r"tuning\.accumulate = 500 batches is more than all of tuning\.epochs.*Set .* to \d+ or"
+    ):
+        run(tmp_path, train, prompter, epochs=1, accumulate=500)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
