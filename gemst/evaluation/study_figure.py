@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from gemst.evaluation import study as studies
@@ -32,7 +33,7 @@ def quality_and_drift(study: Study, table: Table, data: str) -> str:
     def draw(figure: Figure) -> None:
         every = axes_grid(figure, 1, 3)
         for axes, part in zip(every, (*TASKS, JOINT), strict=True):
-            for colour, (name, found) in zip(_COLOURS, cells.items(), strict=False):
+            for colour, (name, found) in zip(cycle(_COLOURS), cells.items(), strict=False):
                 for chosen in (False, True):
                     shown = [one for one, is_chosen in found if is_chosen == chosen]
                     axes.scatter(

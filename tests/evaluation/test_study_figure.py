@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from gemst.evaluation import study as studies
 from gemst.evaluation import study_page
 from gemst.evaluation.study_figure import points, quality_and_drift
 from gemst.files import read_json, write_json
-from tests.evaluation.test_study import ROOT
-from tests.evaluation.test_study_targets import TREE, everything, give
+from tests.evaluation.test_study_targets import TREE, everything, give, in_folder
 
 TWO_TRIALS = {
     **TREE,
@@ -25,10 +23,7 @@ TWO_TRIALS = {
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> studies.Study:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(TWO_TRIALS))
-    return studies.read(tmp_path / "study.yaml")
+    return in_folder(tmp_path, monkeypatch, TWO_TRIALS)
 
 
 def other_trial(study: studies.Study, method: str, joint: float) -> Path:

@@ -34,10 +34,15 @@ TREE: dict[str, Any] = {
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> studies.Study:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(TREE))
-    return studies.read(tmp_path / "study.yaml")
+    return in_folder(tmp_path, monkeypatch, TREE)
+
+
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, tree: dict[str, Any]) -> studies.Study:
+    """The study `tree` in a project folder, which becomes the working directory."""
+    monkeypatch.chdir(folder)
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (folder / "study.yaml").write_text(yaml.safe_dump(tree))
+    return studies.read(folder / "study.yaml")
 
 
 def queries(scores: tuple[float, float], ranker: str = "model") -> pl.DataFrame:
