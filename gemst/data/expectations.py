@@ -123,8 +123,10 @@ def _great_expectations(
                 definitions.append(
                     context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
                 )
+        # No example values: the pages show them unescaped, and they are people's words. Quarantine has the rows.
+        shown = {"result_format": "BASIC", "partial_unexpected_count": 0}
         checkpoint = context.checkpoints.add(
-            gx.Checkpoint(name="gemst", validation_definitions=definitions, result_format="BASIC")
+            gx.Checkpoint(name="gemst", validation_definitions=definitions, result_format=shown)
         )
         result = checkpoint.run()
         context.build_data_docs(site_names=["docs"])

@@ -46,6 +46,18 @@ def test_good_tables_pass_unchanged_and_leave_a_report(tmp_path):
     assert "item_is_listed" in next(page for page in pages if "events-0" in page.name).read_text()
 
 
+def test_the_report_shows_nobody_s_words(tmp_path):
+    items, events = log()
+    words = "<script>alert(1)</script>" + "x" * rules.LONGEST_QUERY
+    odd = events.with_columns(query=pl.when(pl.int_range(pl.len()) == 0).then(pl.lit(words)).otherwise("query"))
+    odd = odd.with_columns(task=pl.when(pl.col("query").is_null()).then("task").otherwise(pl.lit("search")))
+    report = validate(tmp_path, items, odd)
+    assert sum(report["quarantined"].values()) == 1
+    pages = [page.read_text() for page in (tmp_path / "validation" / "docs").rglob("*.html")]
+    assert pages
+    assert not any("alert(1)" in page for page in pages)
+
+
 def test_great_expectations_counts_what_the_rules_count(tmp_path):
     """Each rule is said twice, in polars and as an expectation: both must find the same rows bad."""
     now = dt.datetime.now(dt.UTC)

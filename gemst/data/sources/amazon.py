@@ -8,6 +8,7 @@ of an item without such a path is a recommendation.
 
 from __future__ import annotations
 
+from html.entities import html5
 from pathlib import Path
 
 import polars as pl
@@ -54,7 +55,11 @@ _STOP_WORDS = [
     "will",
     "with",
 ]
-_ENTITIES = {"&amp;": "&", "&quot;": '"', "&#39;": "'", "&lt;": "<", "&gt;": ">", "&nbsp;": " "}
+_ENTITIES = {f"&{name}": text for name, text in html5.items() if name.endswith(";")}
+_ENTITIES |= {
+    written: chr(n) for n in range(32, 256) for written in (f"&#{n};", f"&#0{n};", f"&#x{n:x};", f"&#x{n:X};")
+}
+_ENTITIES |= {written: " " for written, text in _ENTITIES.items() if text.isspace()}
 
 
 def load(config: Data) -> Loaded:
@@ -97,6 +102,13 @@ def _catalogue(path: Path) -> pl.DataFrame:
     many = pl.List(pl.String)
     kinds = {"parent_asin": pl.String(), "asin": pl.String(), "title": pl.String(), "description": many}
     table = read_json_lines(path, {**kinds, "categories": many, "category": many})
+    if not table.filter(
+        pl.any_horizontal(pl.col("categories", "category").list.first().str.starts_with('["'))
+    ).is_empty():
+        raise GemstError(
+            f"{path} holds lists of category paths, as the release of 2014 did",
+            "Use the 2018 or the 2023 release, or write items and events as tables (data.source: table)",
+        )
     description = _plain(pl.col("description").list.join(" "))
     categories = pl.coalesce("categories", "category").list.eval(_plain(pl.element()))
     return table.select(
@@ -118,7 +130,9 @@ def _query() -> pl.Expr:
 
 def _plain(text: pl.Expr) -> pl.Expr:
     """Text without tags, entities and runs of white space."""
-    unescaped = text.str.replace_all(r"<[^>]*>", " ").str.replace_many(list(_ENTITIES), list(_ENTITIES.values()))
+    unescaped = text.str.replace_all(r"</?[A-Za-z!][^>]*>", " ").str.replace_many(
+        list(_ENTITIES), list(_ENTITIES.values())
+    )
     return unescaped.str.replace_all(r"\s+", " ").str.strip_chars()
 
 

@@ -86,7 +86,8 @@ def _categories(name: str | None, types: dict[str, str]) -> pl.Expr:
     if not types[name].endswith("_seq"):
         return pl.concat_list(words).list.drop_nulls()
     # Sequences are separated by spaces. Others come as a printed list, 'Hair Care', "Men's", which CSV may have quoted
-    # once more, with bars or with commas.
+    # once more or which has its brackets, with bars or with commas.
+    words = words.str.replace(r"""^\[\s*(['"].*['"])?\s*\]$""", "${1}")
     twice = words.str.contains(r'^".*""') & words.str.ends_with('"')
     words = (
         pl.when(twice).then(words.str.slice(1, words.str.len_chars() - 2).str.replace_all('""', '"')).otherwise(words)

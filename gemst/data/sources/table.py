@@ -205,7 +205,7 @@ def _time(column: pl.Expr, kind: pl.DataType, name: str) -> pl.Expr:
         return column.cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
     if kind == pl.String:
         # One column may mix zones: text with an offset is shifted, text without is UTC.
-        iso = column.str.strip_chars().str.replace(" ", "T", literal=True).str.replace(r"Z$", "+00:00")
+        iso = column.str.strip_chars().str.replace(" ", "T", literal=True).str.replace(r"(Z| UTC)$", "+00:00")
         iso = iso.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00").str.replace(r"(T.*[+-]\d\d)$", "${1}:00")
         moment = r"T\d\d:\d\d(:\d\d(\.\d+)?)?"
         whole = iso.str.replace(r"(T\d\d:\d\d)($|[+-])", "${1}:00${2}")

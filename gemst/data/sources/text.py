@@ -97,8 +97,16 @@ def read_json_lines(path: Path, schema: dict[str, pl.DataType | type[pl.DataType
         return pl.read_ndjson(content, schema=schema)
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
+        if "Series of type" in reason:
+            kinds = ", ".join(f"{name} {_in_words(kind)}" for name, kind in schema.items())
+            cause = f"{path} has a field of another type than expected ({reason})"
+            raise GemstError(cause, f"Read here, where present: {kinds}") from None
         cause = f"{path} is not one JSON object a line as expected ({reason})"
         raise GemstError(cause, "Download or export it again") from None
+
+
+def _in_words(kind: pl.DataType | type[pl.DataType]) -> str:
+    return "(list of texts)" if kind == pl.List(pl.String) else "(text or number)"
 
 
 def numeric_time(values: pl.Expr) -> pl.Expr:

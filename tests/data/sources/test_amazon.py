@@ -96,6 +96,27 @@ def test_two_categories_in_one_folder(tmp_path):
         sources.load(config)
 
 
+def test_left_over_html_goes_and_the_rest_stays(tmp_path):
+    title = "Nut &lt; 3 mm and > 2 mm, 1 < 2 &#34;x&#34; caf&eacute; <b>bold</b> &amp;lt;"
+    review = {"reviewerID": "u", "asin": "A", "unixReviewTime": 1_500_000_000}
+    loaded = sources.load(write(tmp_path, ".json.gz", [review], [{"asin": "A", "title": title}]))
+    assert loaded.items["title"].to_list() == ['Nut < 3 mm and > 2 mm, 1 < 2 "x" café bold &lt;']
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"categories": [["Sports", "Dance"]]}, "lists of category paths, as the release of 2014 did"),
+        ({"description": "a text"}, r"another type than expected .* description \(list of texts\)"),
+    ],
+)
+def test_fields_of_another_release_are_named(tmp_path, row, message):
+    review = {"reviewerID": "u", "asin": "A", "unixReviewTime": 1_500_000_000}
+    config = write(tmp_path, ".json.gz", [review], [{"asin": "A", "title": "T", **row}])
+    with pytest.raises(GemstError, match=message):
+        sources.load(config)
+
+
 def test_gift_cards(shared_data):
     folder = shared_data / "amazon-gift-cards"
     if not folder.is_dir():

@@ -93,6 +93,8 @@ def test_other_data_sets_of_the_format(tmp_path):
         ("'Hair Care'", ["Hair Care"]),
         ("'Beauty', 'Food, Drink'", ["Beauty", "Food, Drink"]),
         ('"Men\'s"', ["Men's"]),
+        ("['Toys', \"Men's\"]", ["Toys", "Men's"]),
+        ("[]", []),
         # What CSV makes of a name with an apostrophe among others, and of one alone.
         ('"\'Clothing\', ""Men\'s"", \'Shoes\'"', ["Clothing", "Men's", "Shoes"]),
         ('"""Kids\'"""', ["Kids'"]),
