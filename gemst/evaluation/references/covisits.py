@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import polars as pl
 from scipy import sparse
@@ -28,11 +30,11 @@ class CoVisits(Reference):
         visits = sparse.coo_array((np.ones(len(pairs), np.float32), cells), shape=(users, len(items))).tocsc()
         lengths = np.sqrt(np.maximum(visits.sum(axis=0), 1)).astype(np.float32)
         unit = (visits @ sparse.diags_array(1 / lengths)).tocsc()
-        rows = [
-            _nearest((unit[:, start : start + step].T @ unit).toarray(), start)
-            for step in [max(1, BLOCK_CELLS // max(1, len(items)))]
-            for start in range(0, len(items), step)
-        ]
+        # How many pairs an item has at most: the lengths of its users' histories together, or all items.
+        pairs_of = np.minimum(visits.T @ visits.sum(axis=1), len(items))
+        blocks = np.cumsum(pairs_of) // BLOCK_CELLS
+        bounds = [*np.unique(blocks, return_index=True)[1].tolist(), len(items)]
+        rows = [_nearest((unit[:, start:end].T @ unit).tocsr(), start) for start, end in pairwise(bounds)]
         self._similar = sparse.vstack(rows).tocsr() if rows else sparse.csr_array((0, 0), dtype=np.float32)
 
     def scores(self, examples: pl.DataFrame) -> Floats:
@@ -40,11 +42,15 @@ class CoVisits(Reference):
         return scores
 
 
-def _nearest(similar: Floats, start: int) -> sparse.csr_array:
-    """Keep the largest `_NEIGHBOURS` of each row; an item is not its own neighbour. `start` is the first row's item."""
-    at = np.arange(len(similar))
-    similar[at, at + start] = 0
-    if similar.shape[1] > _NEIGHBOURS:
-        bound = np.partition(similar, -_NEIGHBOURS, axis=1)[:, -_NEIGHBOURS, None]
-        similar[similar < bound] = 0
-    return sparse.csr_array(similar)
+def _nearest(similar: sparse.csr_array, start: int) -> sparse.csr_array:
+    """Keep the largest `_NEIGHBOURS` of each row, the more popular one of equals; an item is not its own neighbour.
+
+    `start` is the first row's item.
+    """
+    cells = similar.tocoo()
+    others = cells.row + start != cells.col
+    row, column, value = cells.row[others], cells.col[others], cells.data[others]
+    order = np.lexsort((column, -value, row))
+    row, column, value = row[order], column[order], value[order]
+    kept = np.arange(len(row)) - np.searchsorted(row, row) < _NEIGHBOURS
+    return sparse.csr_array((value[kept], (row[kept], column[kept])), shape=similar.shape)

@@ -147,6 +147,18 @@ def test_co_visits_are_cosines() -> None:
     ]
 
 
+def test_co_visits_keep_the_nearest_alone_however_many_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemst.evaluation.references.covisits._NEIGHBOURS", 3)
+    crawler = [example("u", [f"i{n}"], f"i{n + 1}") for n in range(0, 40, 2)]
+    whole = CoVisits().fit(table(*crawler, example("v", [], "i30"), example("w", [], "i31")), catalogue(40))
+    ranked = whole.rank(table(example("x", ["i0"], "i5")), 3)
+    assert ranked["item_id"].to_list() == ["i1", "i10", "i11"]  # equals: the more popular first, then by id
+    assert np.diff(whole._similar.indptr).max() == 3
+    monkeypatch.setattr("gemst.evaluation.references.covisits.BLOCK_CELLS", 60)  # blocks of one or two items
+    blocks = CoVisits().fit(table(*crawler, example("v", [], "i30"), example("w", [], "i31")), catalogue(40))
+    assert (blocks._similar != whole._similar).nnz == 0
+
+
 def test_lookup_knows_the_query_whatever_its_case_and_falls_back_to_popularity() -> None:
     train = table(
         example("u", [], "i3", "Funny"), example("v", [], "i3", "funny "), example("w", [], "i2", "funny"),
