@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -53,12 +54,15 @@ def run_cell(study: Study, cell: Cell, paths: dict[str, Path], parent: str, say:
     for stage in stages_of(full):
         _prepare(study, stage, prepared, paths.get(cell.data), say)
     _furnish(study, folder, full, paths.get(cell.data), [(stage, prepared) for stage in stages_of(full)])
+    made_of = {"params": full.model_dump(mode="json", exclude={"registry"})} | {
+        stage: key(stage, prepared, paths.get(cell.data)) for stage in stages_of(full)
+    }
     for stage in ("tune",) if cell.trial else ("tune", "evaluate", "register"):
-        # A cell that failed after tuning has its model: only a change of its parameters tunes again.
-        if not (stage == "tune" and _tuned(folder, full)):
+        # A cell that failed after tuning has its model: only a change of its parameters or its data tunes again.
+        if not (stage == "tune" and _tuned(folder, made_of)):
             _stage(stage, folder, say)
             if stage == "tune":
-                write_json(folder / "tuned.json", full.model_dump(mode="json"))
+                write_json(folder / "tuned.json", made_of)
         if stage == "tune":  # again on a second try: the first may have failed right here
             run_id = read_json(folder / layout.TUNING / "run.json")["run_id"]
             name_cell(run_id, {"study.data": cell.data, "study.method": cell.method, "study.trial": str(cell.trial)})
@@ -92,8 +96,11 @@ def key(stage: str, full: Config, source: Path | None = None, graph: Path = Path
 
 
 def _content(origin: Path) -> list[list[str]]:
-    """Names and hashes of a file, or of all files of a folder."""
-    files = sorted(path for path in origin.rglob("*") if path.is_file()) if origin.is_dir() else [origin]
+    """Names and hashes of a file, or of all files of a folder, those behind links too."""
+    files = [origin]
+    if origin.is_dir():
+        below = (Path(place) / name for place, _, names in os.walk(origin, followlinks=True) for name in names)
+        files = sorted(path for path in below if path.is_file())
     return [[path.relative_to(origin).as_posix(), _hashed(path, path.stat().st_mtime_ns)] for path in files]
 
 
@@ -151,10 +158,12 @@ def _furnish(study: Study, folder: Path, full: Config, source: Path | None, read
 
 
 def _link(place: Path, origin: Path) -> None:
+    origin = origin.resolve()
+    if place.resolve() == origin:  # linked before, or below a folder that is linked
+        return
     place.parent.mkdir(parents=True, exist_ok=True)
-    if place.is_symlink():
-        place.unlink()
-    place.symlink_to(origin.resolve())
+    place.unlink(missing_ok=True)
+    place.symlink_to(origin)
 
 
 def _stage(stage: str, folder: Path, say: Say) -> None:
@@ -164,13 +173,10 @@ def _stage(stage: str, folder: Path, say: Say) -> None:
         raise GemstError(f"{stage}: {outcome.reason}")
 
 
-def _tuned(folder: Path, full: Config) -> bool:
-    """Whether the folder holds the model of these very parameters."""
+def _tuned(folder: Path, made_of: dict[str, Any]) -> bool:
+    """Whether the folder holds the model of these very parameters and prepared stages."""
     done = folder / "tuned.json"
-    if not done.exists() or not (folder / layout.MODEL / "gemst.json").exists():
-        return False
-    then, now = read_json(done), full.model_dump(mode="json")
-    return {**then, "registry": None} == {**now, "registry": None}
+    return done.exists() and (folder / layout.MODEL / "gemst.json").exists() and read_json(done) == made_of
 
 
 def _result(study: Study, cell: Cell, folder: Path) -> dict[str, Any]:

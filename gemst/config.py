@@ -243,7 +243,9 @@ class Ranking(Section):
 class Evaluation(Section):
     """What is measured."""
 
-    ks: tuple[Positive, ...] = Field((1, 5, 10, 20), description="cut-offs of every metric; 10 is always added")
+    ks: tuple[Annotated[int, Field(ge=1, le=65_535)], ...] = Field(
+        (1, 5, 10, 20), description="cut-offs of every metric; 10 is always added"
+    )
     exclude_seen: bool = Field(True, description="leave items of the user's train and valid events out of rankings")
     protocols: tuple[Literal["uniform99", "bm25-99", "shown"], ...] = Field(
         (),

@@ -63,6 +63,25 @@ def test_trials_come_first_and_the_best_one_is_every_seed_s():
     assert studies.missing(study) == 5  # of six, x with seed 1 is there: its trial
 
 
+def test_a_cell_in_two_tables_is_missing_once():
+    once = studies.missing(read(TREE))
+    assert studies.missing(read({**TREE, "tables": {**TREE["tables"], "again": TREE["tables"]["main"]}})) == once
+
+
+def test_a_mapping_that_lost_a_name_is_another_cell():
+    given = {**TREE, "set": {**TREE["set"], "data.columns": {"user_id": "customer", "query": "typed"}}}
+    name = names(read(given))[0]
+    give(read(given), name, 0.5)
+    for columns, known in (
+        ({"user_id": "customer", "query": "typed"}, True),
+        ({"user_id": "customer"}, False),
+        ({}, False),
+    ):
+        study = read({**TREE, "set": {**TREE["set"], "data.columns": columns}})
+        (cell,) = [cell for cell in studies.plan(study) if cell.name == name]
+        assert (studies.result(study, cell) is not None) == known, columns
+
+
 def test_trials_of_another_budget_are_cells_of_their_own():
     study = read({**TREE, "trial_set": {"tuning.max_tokens": 10}})
     assert names(study)[0] == "a/x/trial,lr=0.1,seed=1"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 from prefect.client.schemas.objects import State
@@ -284,6 +285,47 @@ def test_other_logs_under_the_same_name_are_prepared_anew(tmp_path):
     (tmp_path / "one" / "log.csv").write_text("b")
     assert key("split", tmp_path / "one") != first
     assert key("null-space", tmp_path / "one") == key("null-space", tmp_path / "two")
+
+
+def test_files_behind_links_count(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "day-1.csv").write_text("a")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "events").symlink_to(tmp_path / "disk")
+    assert [name for name, _ in cells._content(tmp_path / "logs")] == ["events/day-1.csv"]
+
+
+def test_linking_a_folder_again_leaves_what_lies_in_it(tmp_path):
+    raw, cell = tmp_path / "data", tmp_path / "cell"
+    (raw / "backbone").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (raw / "encoder").symlink_to(tmp_path / "elsewhere")
+    for name in ("data", "data/backbone", "data/encoder", "data"):
+        cells._link(cell / name, tmp_path / name)
+    assert (raw / "encoder").resolve() == tmp_path / "elsewhere"
+    assert (cell / "data" / "backbone").is_dir()
+
+
+def test_a_model_of_other_logs_is_not_tested(finished, tmp_path, monkeypatch):
+    calls: list[Call] = []
+    monkeypatch.setattr(cells, "run", in_process(calls))
+    study = finished.model_copy(update={"work": tmp_path / "work", "results": tmp_path / "results"})
+    cell = next(iter(studies.plan(finished, ["logs/full/*"])))
+    logs = tmp_path / "logs"
+    shutil.copytree("logs", logs)
+    cells.run_cell(study, cell, {"logs": logs}, "", lambda line: None)
+    folder = study.work / cell.name
+    made_of = read_json(folder / "tuned.json")
+    (folder / layout.MODEL).mkdir()
+    write_json(folder / layout.MODEL / "gemst.json", {})
+    assert cells._tuned(folder, made_of)
+    events = pl.read_parquet(logs / "events.parquet")
+    events.slice(1).write_parquet(logs / "events.parquet")
+    calls.clear()
+    cells.run_cell(study, cell, {"logs": logs}, "", lambda line: None)
+    assert [stage for stage, _ in calls] == [
+        "ingest", "validate", "split", "tokenize", "item-rows", "tune", "evaluate", "register",
+    ]  # fmt: skip
 
 
 def test_a_given_path_counts_where_the_study_names_an_absolute_one(tmp_path, monkeypatch, finished):
