@@ -52,7 +52,8 @@ def held_out(items: pl.DataFrame, trials: int, seed: int) -> list[str]:
 
 def prepared(config: Config, strategy: str, options: argparse.Namespace) -> Path:
     """A scratch project without the held-out items, ready to be tuned; what is there already is kept."""
-    project = HOME / f"{strategy}-{options.layers or 'all'}-layers" / "prepared"
+    made_of = f"{strategy}-{options.layers or 'all'}-layers-{options.trials}-{config.seed}-{options.general_tokens}"
+    project = HOME / made_of / "prepared"
     if not (project / "logs").exists():
         loaded = sources.load(config.data)
         gone = held_out(loaded.items, options.trials, config.seed)
@@ -77,7 +78,7 @@ def prepared(config: Config, strategy: str, options: argparse.Namespace) -> Path
 def tuned_project(config: Config, strategy: str, alignment: float, options: argparse.Namespace) -> Path:
     """A copy of the prepared project, tuned."""
     origin = prepared(config, strategy, options)
-    project = origin.with_name(f"alignment-{alignment}-tokens-{options.tokens}")
+    project = origin.with_name(f"alignment-{alignment}-tokens-{options.tokens}-{options.batch_tokens}")
     if not project.exists():
         with atomic_folder(project) as folder:
             shutil.copytree(origin, folder, dirs_exist_ok=True)

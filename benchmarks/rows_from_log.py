@@ -60,7 +60,8 @@ def judge(log: Sample, logits: Tensor) -> dict[str, list[float]]:
     """Loss and NDCG@10 of the held-out targets by task."""
     labels, task = log.labels[log.held :], log.task[log.held :]
     loss = functional.cross_entropy(logits, labels, reduction="none")
-    rank = (logits > logits.gather(1, labels[:, None])).sum(1) + 1.0
+    own = logits.gather(1, labels[:, None])
+    rank = (logits > own).sum(1) + ((logits == own).sum(1) - 1) / 2 + 1.0  # the middle of its equals
     gain = torch.where(rank <= 10, 1 / torch.log2(rank + 1), 0)
     return {
         name: [round(float(value[torch.from_numpy(task == number)].mean()), 4) for value in (loss, gain)]

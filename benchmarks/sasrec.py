@@ -138,19 +138,19 @@ def train_windows(train: pl.DataFrame, length: int) -> pl.DataFrame:
 def sequences(examples: pl.DataFrame, past: list[pl.DataFrame], length: int) -> pl.DataFrame:
     """Columns user (row of `examples`), item_id, at: the last `length` events before each example.
 
-    The example's own history is cut to the model's window; older events come from the examples of `past`.
+    They end with the example's own history; what is older comes from the examples of `past`.
     """
     rows = examples.with_row_index("user")
     events = [table.select("user_id", "timestamp", item_id=pl.col("targets").list.first()) for table in past]
     history = rows.select("user", item_id="history").explode("item_id").drop_nulls()
-    older = (
-        rows.select("user", "user_id", now="timestamp")
+    before = (
+        rows.select("user", "user_id", pl.col("history").list.len(), now="timestamp")
         .join(pl.concat(events), on="user_id")
         .filter(pl.col("timestamp") < pl.col("now"))
         .sort("user", "timestamp", maintain_order=True)
-        .select("user", "item_id")
-        .join(history, on=["user", "item_id"], how="anti", maintain_order="left")
     )
+    # The newest of them are the history: as many as it holds. An item may come more than once.
+    older = before.filter(pl.int_range(pl.len(), 0, -1).over("user") > pl.col("history")).select("user", "item_id")
     whole = (
         pl.concat([older, history]).sort("user", maintain_order=True).group_by("user", maintain_order=True).tail(length)
     )
