@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +17,16 @@ from typing import Any
 
 from gemst.errors import GemstError
 
+_PART, _OLD = ".part-", ".old"  # of temporary names; a folder that is being replaced
+_YOUNG = 10.0  # seconds
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    temporary.chmod(0o644)
+    temporary = _beside(path, path.suffix)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))  # unlike those of tempfile, as the umask says
     try:
         yield temporary
         temporary.replace(path)
@@ -34,12 +38,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; swap it for `path` on success, remove it on failure.
 
-    Interrupted between the swap's two renames, the old folder goes back to its place.
+    Interrupted between the swap's two renames, the old folder goes back to its place; what a killed process has left
+    is put right by the next call.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary.chmod(0o755)
-    retired = temporary.with_name(temporary.name + ".old")
+    _tidy(path)
+    temporary = _beside(path)
+    retired = temporary.with_name(temporary.name + _OLD)
+    temporary.mkdir()
+    held = _lock(temporary)
     try:
         yield temporary
         if path.exists():
@@ -50,6 +57,52 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             retired.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _beside(path: Path, suffix: str = "") -> Path:
+    return path.with_name(f".{path.name}{_PART}{secrets.token_hex(4)}{suffix}")
+
+
+def _tidy(path: Path) -> None:
+    """Remove the temporary folders of processes that were killed while they wrote `path`; restore what they moved."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}{_PART}*"):
+        with contextlib.suppress(OSError):  # another process tidies, too
+            if time.time() - left.stat().st_ctime < _YOUNG:  # may not be locked yet
+                continue
+            held = _lock(left)
+            if held is None:  # somebody is at work there
+                continue
+            if left.suffix == _OLD and not path.exists():
+                left.rename(path)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(held)
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock that ends with this process; None where another one holds it, or the file system has none."""
+    try:
+        import fcntl
+
+        held = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        return None
+    return held
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder; killed on the way, it is gone from its place, and the next call removes what was left."""
+    gone = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if path.exists():
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,6 +1,10 @@
 """Nobody ever meets half a file."""
 
 import hashlib
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,9 +53,60 @@ def test_an_interrupted_swap_leaves_the_old_folder(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "kept"]
 
 
-def test_others_may_read_what_is_written(tmp_path):
-    files.write_json(tmp_path / "x.json", 1)
-    assert (tmp_path / "x.json").stat().st_mode & 0o444 == 0o444
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gemst import files
+with files.atomic_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_stays(tmp_path, monkeypatch):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")], check=False)
+    (left,) = tmp_path.iterdir()
+    with files.atomic_folder(tmp_path / "out"):
+        assert left.exists()  # young: it may be another's that is about to be locked
+    monkeypatch.setattr(files, "_YOUNG", -1.0)
+    with files.atomic_folder(tmp_path / "out") as first:
+        assert not left.exists()
+        with files.atomic_folder(tmp_path / "out"):
+            assert first.exists()
+
+
+def test_a_folder_that_was_moved_away_by_a_killed_process_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_YOUNG", -1.0)
+    (tmp_path / ".out.part-1234.old").mkdir()
+    (tmp_path / ".out.part-1234.old" / "kept").touch()
+    with pytest.raises(ZeroDivisionError), files.atomic_folder(tmp_path / "out"):
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "kept"]
+
+
+def test_a_removal_that_is_killed_leaves_nothing_in_the_way(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "state").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)
+        files.remove_folder(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    files.remove_folder(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_who_may_read_and_write_is_the_umask_s_to_say(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        files.write_json(tmp_path / "x.json", 1)
+        with files.atomic_folder(tmp_path / "out"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~mask
 
 
 def test_equal_values_are_equal_bytes(tmp_path):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from gemst.errors import GemstError
-from gemst.files import atomic_folder, read_json
+from gemst.files import atomic_folder, read_json, remove_folder
 from gemst.tuning.parallel import local, on_first, rank, shard_like, whole, world
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class Checkpoints:
             return
         with atomic_folder(self._path("last", state.step)) as folder:
             _write(weights, folder)
-            torch.save(optimizer, folder / "optimizer.pt")
+            with (folder / "optimizer.pt").open("wb") as file:  # given a path, a full disk is not called so
+                torch.save(optimizer, file)
             (folder / "state.json").write_text(json.dumps({"identity": self.identity, **asdict(state)}))
         self._prune("last", {state.step})
         self._prune("best", {state.best_step})
@@ -95,7 +96,7 @@ class Checkpoints:
     def clear(self) -> None:
         """Forget the run: it has ended."""
         if rank() == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_folder(self.folder)
 
     def _path(self, kind: str, step: int | None) -> Path:
         return self.folder / f"{kind}-{step or 0:08}"
@@ -110,14 +111,14 @@ class Checkpoints:
         newest = max(self.folder.glob("last-*"), default=None)
         if newest is not None and read_json(newest / "state.json")["identity"] == self.identity:
             return newest.name
-        shutil.rmtree(self.folder)
+        remove_folder(self.folder)
         return None
 
     def _prune(self, kind: str, keep: set[int | None]) -> None:
         kept = {self._path(kind, step) for step in keep}
         for path in self.folder.glob(f"{kind}-*"):
             if path not in kept:
-                shutil.rmtree(path)
+                remove_folder(path)
 
 
 def tensors(items: ItemModel, method: Method) -> dict[str, Tensor]:
