@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows import server
 from flows.alone import alone
 from flows.cells import run_cell
 from gemst import params
@@ -208,6 +209,8 @@ def main() -> int:
             print(f"compare: {error}", file=sys.stderr)
             return 1
         return 0
+    if server.away("compare"):
+        return 1
     state: State[Any] = compare(str(given.study), given.only, given.max_cells, given.minutes, paths, return_state=True)
     print(f"compare: {state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
     return 0 if state.is_completed() else 1

@@ -20,6 +20,8 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
 
+from flows import server
+
 # pool -> flow runs at a time. A GPU takes one; the CPU pool is bounded by the deployments' own limits.
 POOLS = {"cpu": None, "gpu": 1}
 # A run whose worker died sends no heartbeat (one in three minutes) and would hold its pool's place for ever.
@@ -64,6 +66,8 @@ def main() -> int:
             "`export PREFECT_API_URL=http://127.0.0.1:4200/api`",
             file=sys.stderr,
         )
+        return 1
+    if server.away("flows.deploy"):
         return 1
     make_pools()
     watch_heartbeats()

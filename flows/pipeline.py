@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
 
-from flows import data_docs
+from flows import data_docs, server
 from flows.alone import alone
 from flows.commands import Outcome, run
 from gemst import assets, layout, params
@@ -209,6 +209,8 @@ def main() -> int:
     """Run the flow here and now; its API is the one of PREFECT_API_URL or a server that lives as long as the flow."""
     argparse.ArgumentParser(prog="python -m flows.pipeline", description=__doc__).parse_args()
     stop_cleanly()
+    if server.away("pipeline"):
+        return 1
     state: State[Any] = pipeline(return_state=True)
     if not state.is_completed():
         print(f"pipeline: {state.message}", file=sys.stderr)

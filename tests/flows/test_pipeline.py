@@ -1,6 +1,7 @@
 """The flow over a real DVC project, and its deployments on a real Prefect server."""
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import httpx
 import psutil
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import commands, pipeline
 from gemst import cli
@@ -237,6 +239,19 @@ def server(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
         log.close()
+
+
+@pytest.mark.parametrize("module", ["flows.pipeline", "flows.compare", "flows.deploy"])
+def test_a_server_that_is_away_is_one_line(module, monkeypatch, capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/api"
+    monkeypatch.setattr("sys.argv", [module])
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert importlib.import_module(module).main() == 1
+    said = capsys.readouterr().err
+    assert f"no Prefect server answers at {url}" in said
+    assert said.count("\n") == 1
 
 
 def test_deployments_are_made_and_nightly_is_scheduled(server):
