@@ -91,6 +91,7 @@ def tokenize(config: Config) -> Summary:
 
     with stage("tokenize") as summary:
         items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
+        _set_threads(config)
         quality = item_ids.build(items, _examples("train"), config, layout.ITEM_IDS)
         summary.read["items"] = len(items)
         summary.written["ids"] = len(items)
@@ -267,7 +268,7 @@ def register(config: Config) -> Summary:
         registered = registry.register(config, lambda folder: _joint(config, folder))
         if registered.version is None:
             summary.written["run"] = registered.run_id
-            summary.notes.append("results logged, no model version (registry.model_name is null)")
+            summary.notes.append(f"results logged, no model version ({registered.judged})")
             return summary
         summary.written |= {"model": str(config.registry.model_name), "version": str(registered.version)}
         summary.notes.append(
@@ -278,14 +279,19 @@ def register(config: Config) -> Summary:
 
 
 def _joint(config: Config, model: Path) -> float:
-    """Joint NDCG@10 of another model on the present test examples."""
+    """Joint NDCG@10 of another model on the present test examples, among the items that are still there."""
+    from dataclasses import replace
+
     from gemst import backbone
+    from gemst.data import tables
     from gemst.evaluation.run import joint_score
     from gemst.ranking import rank
 
     train, valid, test = (_examples(name) for name in ("train", "valid", "test"))
     _set_threads(config)
     tuned = backbone.load_tuned(model, backbone.best_device())
+    items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
+    tuned = replace(tuned, ids=tuned.ids.only(items["item_id"]))
     return joint_score(
         config, train, valid, test, lambda examples, k, seen: rank(tuned, examples, k, config.ranking, seen)
     )
@@ -304,6 +310,7 @@ def append(config: Config) -> Summary:
         events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
         champion = registry.champion(config)
         summary.read["items"] = len(items)
+        _set_threads(config)
         grown = grow(champion.folder, items, events, config, Path(scratch) / "model")
         summary.written |= {"new": grown.new, "retired": grown.retired, "returned": grown.returned}
         if grown.new or grown.retired or grown.returned:
@@ -341,7 +348,7 @@ def _examples(name: str) -> pl.DataFrame:
 
 
 def _set_threads(config: Config) -> None:
-    import torch
-
     if config.threads:
+        import torch
+
         torch.set_num_threads(config.threads)

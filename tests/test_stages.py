@@ -217,7 +217,7 @@ def test_the_champion_sees_the_kind_of_history_it_was_tuned_on(ran, config, tmp_
 
 @pytest.mark.parametrize(("user", "query", "k", "says"), [
     ("nobody", None, 3, "user 'nobody' has no event"), ("u3", None, 0, "k = 0 is out of bounds"),
-    ("u3", "  ", 3, "the query is empty"),
+    ("u3", "  ", 3, "the query is empty"), ("u3", "\udcff comedy", 3, "the query is not UTF-8"),
 ])  # fmt: skip
 def test_bad_requests_name_the_bound(ran: Path, config, monkeypatch, user, query, k, says) -> None:
     monkeypatch.chdir(ran)
@@ -234,6 +234,18 @@ def test_a_champion_of_other_examples_is_measured_as_evaluate_would(ran, config,
     joint = read_json(layout.EVALUATION / "metrics.json")["model"]["joint"]
     (note,) = stages.register(met).notes  # the same model: not better than itself
     assert f"is challenger, joint NDCG@10 {joint:.4f} (champion version 1 had {joint:.4f} on the same examples)" in note
+
+
+def test_a_champion_is_measured_without_the_items_that_are_gone(ran, config, tmp_path, monkeypatch) -> None:
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    test = pl.read_parquet(layout.EXAMPLES / "test.parquet")
+    best = champion.recommend(config, "u3", 1)["item_id"][0]
+    test.filter(pl.col("targets").list.first() != best).write_parquet(layout.EXAMPLES / "test.parquet")
+    before = stages._joint(config, layout.MODEL)
+    items = pl.read_parquet(layout.VALIDATED / "items.parquet")
+    items.filter(pl.col("item_id") != best).write_parquet(layout.VALIDATED / "items.parquet")
+    assert stages._joint(config, layout.MODEL) > before
 
 
 def test_results_are_of_the_model_that_was_read(ran, config, tmp_path, monkeypatch) -> None:

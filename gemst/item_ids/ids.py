@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
@@ -64,6 +64,11 @@ class ItemIds:
     def token_ids(self, first: int) -> NDArray[np.int64]:
         """Vocabulary ids (items, levels) when the first of `tokens` has the id `first`."""
         return self.codes.astype(np.int64) + np.asarray(self.level_starts[:-1]) + first
+
+    def only(self, item_ids: pl.Series) -> ItemIds:
+        """The same identifiers with every item retired that `item_ids` does not hold: nothing else is ever ranked."""
+        active = self.active & self.names.is_in(item_ids.implode()).to_numpy()
+        return self if np.array_equal(active, self.active) else replace(self, active=active)
 
     @cached_property
     def trie(self) -> Trie:

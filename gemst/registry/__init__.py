@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Champion", "LiveRun", "Registered", "champion", "live", "per_query", "register", "succeed"]
 
-CURVES = "gemst.curves"
+CURVES, VERSION = "gemst.curves", "gemst.version"  # tags of a run; VERSION.NAME: its version of that model
 
 _FLUSH_EVERY = 2.0  # seconds between writes of live metrics
 _FIRST_PAUSE, _LAST_PAUSE = 60.0, 900.0  # seconds after a write that failed; the pause doubles
@@ -133,14 +133,18 @@ def register(config: Config, rescore: Rescore) -> Registered:
         if name is None:
             run_id = _run_of_model(client, config, mark)
             _log_results(client, run_id, metrics)
-            return Registered(None, run_id, None, joint)
+            return Registered(None, run_id, None, joint, "registry.model_name is null")
         known = client.search_model_versions(f"name = '{name}'")
         version = next((one for one in known if one.run_id and one.tags.get(FINGERPRINT) == mark), None)
         if version is None:
             run_id = _run_of_model(client, config, mark)
             _log_results(client, run_id, metrics)
+            gone = _gone(client, config, name, mark)
+            if gone is not None:  # somebody did not want it: it does not come back by itself
+                return Registered(None, run_id, None, joint, gone)
             tags = {FINGERPRINT: mark, JOINT: repr(joint), EXAMPLES: measured["examples"]}
             version = new_version(client, config, name, run_id, tags)
+            client.set_tag(run_id, f"{VERSION}.{name}", str(version.version))
         reigning = alias(client, name, CHAMPION) is not None  # the alias may have been taken away in the UI
         words = (reigning and version.tags.get(JUDGED)) or crown(client, name, version, rescore)
         return Registered(int(version.version), str(version.run_id), role(client, name, version), joint, words)
@@ -195,6 +199,20 @@ def _run_of_model(client: MlflowClient, config: Config, mark: str) -> str:
         client.set_terminated(run_id, "FINISHED")
     client.set_tag(run_id, FINGERPRINT, mark)
     return str(run_id)
+
+
+def _gone(client: MlflowClient, config: Config, name: str, mark: str) -> str | None:
+    """What to say where these artefacts were a version of the model before, which has been deleted since."""
+    experiment = client.get_experiment_by_name(config.registry.experiment)
+    runs = client.search_runs([experiment.experiment_id], f"tags.`{FINGERPRINT}` = '{mark}'") if experiment else []
+    tag = f"{VERSION}.{name}"
+    found = next((run for run in runs if tag in run.data.tags), None)
+    if found is None:
+        return None
+    return (
+        f"version {found.data.tags[tag]} of {name} was this model and has been deleted: "
+        f"to have it again, delete the tag {tag} of run {found.info.run_id}"
+    )
 
 
 def _log_curves(client: MlflowClient, run_id: str) -> None:

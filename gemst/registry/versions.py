@@ -32,7 +32,8 @@ Rescore = Callable[[Path], float]  # a model's folder to its joint score on the 
 
 @dataclass(frozen=True)
 class Registered:
-    """A model version (None: the results alone were logged), its run, its role now, its score, how it was judged."""
+    """A model version (None: the results alone were logged), its run, its role now, its score, how it was judged or
+    why it is no version."""
 
     version: int | None
     run_id: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gemst import layout
@@ -24,6 +25,10 @@ def search(config: Config, user: str, query: str, k: int) -> pl.DataFrame:
     """The champion's top-k items for a user's query: rank, item_id, title, score."""
     if not query.strip():
         raise GemstError("the query is empty", "Give words to search for, such as `gemst search --user 196 comedy`")
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        raise GemstError("the query is not UTF-8", "Set the terminal's encoding to UTF-8") from None
     return _serve(config, user, query.strip(), k)
 
 
@@ -46,6 +51,7 @@ def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame
         torch.set_num_threads(config.threads)
     folder = registry.champion(config).folder
     tuned = backbone.load_tuned(folder, backbone.best_device())
+    tuned = replace(tuned, ids=tuned.ids.only(items["item_id"]))  # some are gone since it was tuned
     task = "recommendation" if query is None else "search"
     own = read_json(folder / "gemst.json")["params"]["data"]["history"] == "own"  # what it was tuned on
     history = (met.filter(task=task) if own else met)["item_id"].to_list()
@@ -53,11 +59,8 @@ def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame
         {"user_id": [user], "task": [task], "query": [query], "history": [history]},
         schema_overrides={"query": pl.String, "history": pl.List(pl.String)},
     )
-    catalogue = tuned.ids.names.alias("item_id").to_frame()
-    unwanted = catalogue.join(items, on="item_id", how="anti")  # gone since it was tuned
-    if config.evaluation.exclude_seen:
-        unwanted = pl.concat([unwanted, met.select("item_id")]).unique()
-    ranked = rank(tuned, asked, k, config.ranking, unwanted.select(pl.lit(0, pl.UInt32).alias("row"), "item_id"))
+    seen = met.select(pl.lit(0, pl.UInt32).alias("row"), "item_id") if config.evaluation.exclude_seen else None
+    ranked = rank(tuned, asked, k, config.ranking, seen)
     return (
         ranked.join(items.select("item_id", "title"), on="item_id", how="left")
         .sort("rank")

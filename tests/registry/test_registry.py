@@ -83,6 +83,17 @@ def test_a_champion_whose_alias_was_taken_away_can_be_crowned_again(artifacts):
     assert register().role == "champion"
 
 
+def test_a_version_that_was_deleted_does_not_come_back_by_itself(artifacts):
+    run_id = register().run_id
+    client().delete_model_version("gemst", "1")
+    again = register()
+    assert (again.version, again.role) == (None, None)
+    assert "version 1 of gemst was this model and has been deleted" in again.judged
+    assert client().search_model_versions("name = 'gemst'") == []
+    client().delete_tag(run_id, "gemst.version.gemst")
+    assert register().role == "champion"
+
+
 def test_a_champion_without_its_files_is_named(artifacts):
     register()
     shutil.rmtree(layout.MLRUNS / "artifacts")
