@@ -270,7 +270,9 @@ class Registry(Section):
 class Config(Section):
     """The whole tree."""
 
-    seed: Natural = Field(7, description="of every random draw: equal seeds, equal results on one kind of machine")
+    seed: int = Field(
+        7, ge=0, le=2_000_000_000, description="of every random draw: equal seeds, equal results on one kind of machine"
+    )
     threads: Positive | None = Field(None, description="compute threads; null takes all cores")
     data: Data = Data()
     backbone: Backbone = Backbone()

@@ -57,6 +57,11 @@ def _fresh(items: pl.DataFrame, train: pl.DataFrame, config: Config) -> tuple[It
 
 def _extend(items: pl.DataFrame, config: Config, folder: Path) -> tuple[ItemIds, np.ndarray, Quantizer | None]:
     """The published IDs of `folder` unchanged, then one row for each item it does not know."""
+    if not (folder / "manifest.json").exists():
+        raise GemstError(
+            f"item_ids.extends = {str(folder)!r} is no published build: it has no manifest.json",
+            "Name the item_ids folder of a build or of a model, or clear item_ids.extends",
+        )
     published, manifest, settings = load(folder), read_json(folder / "manifest.json"), config.item_ids
     asked = _settings(config)
     changed = [name for name, value in asked.items() if manifest["settings"].get(name) != value]

@@ -11,6 +11,8 @@ from gemst.item_ids.residual import distances
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 
+_BLOCK = 20_000  # items whose preferences are sorted at once
+
 
 def resolve(x: Floats, codebooks: list[Floats], codes: Ints, taken: Ints | None = None) -> Ints:
     """Codes (n, levels) without two equal rows, as close to `codes` as their distances allow.
@@ -58,9 +60,11 @@ def assign(x: Floats, codebook: Floats, group: Longs, room: Longs, wanted: Ints)
     if len(members) == 0:
         return codes
     cost = distances(x[members], codebook)
-    preference = cost.copy()
-    preference[np.arange(len(members)), wanted[members]] = -np.inf
-    order = np.argsort(preference, axis=1, kind="stable").astype(np.int32)
+    order = np.empty(cost.shape, np.int32)
+    for start in range(0, len(members), _BLOCK):  # a sort takes three times the memory of what it sorts
+        preference = cost[start : start + _BLOCK].copy()
+        preference[np.arange(len(preference)), wanted[members[start : start + _BLOCK]]] = -np.inf
+        order[start : start + _BLOCK] = np.argsort(preference, axis=1, kind="stable")
     asked = np.zeros(len(members), np.int64)  # position in the order of the code each one holds or asks for
     free = room.ravel()
     active = np.arange(len(members))

@@ -49,12 +49,13 @@ def embed_texts(texts: list[str], encoder: str, batch_size: int = 64) -> Floats:
     `encoder` is a folder or hub name of a BERT-like encoder. Raises GemstError when it cannot be loaded.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
     try:
         model = AutoModel.from_pretrained(encoder, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(encoder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise GemstError(
             f"item_ids.encoder = {encoder!r} cannot be loaded ({str(error).splitlines()[0]})",
             "Run `gemst fetch` for the default encoder, or name a folder with config.json and safetensors",

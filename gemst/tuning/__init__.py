@@ -66,6 +66,7 @@ def run(
     from gemst.tuning import methods
     from gemst.tuning.alignment import with_alignment
     from gemst.tuning.batches import make_batches
+    from gemst.tuning.chain import ChainBatches
     from gemst.tuning.checkpoint import Checkpoints, tensors
     from gemst.tuning.drift_limit import DriftLimit
     from gemst.tuning.item_rows import load as load_rows
@@ -90,6 +91,8 @@ def run(
     examples = with_alignment(train, items, ids, config.tuning.alignment, config.seed)
     batches = make_batches(config, examples, prompter, backbone.decoder_start(model))
     item_model = ItemModel(model, first, ids.level_sizes, config.tuning.loss == "vocabulary", white)
+    if isinstance(batches, ChainBatches):
+        item_model.check_packed(batches.longest_trunk())  # now, not at the batch that holds it
     norms = freeze_norms(model)
     method = methods.make(config, item_model, null_space, processes.shard)
     tuned = backbone.Tuned(model, tokenizer, ids, first, prompter)

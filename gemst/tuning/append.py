@@ -34,6 +34,7 @@ def append(model: Path, items: pl.DataFrame, events: pl.DataFrame, config: Confi
     the items do not fit the model's code space, or the model knows none of them.
     """
     from gemst import backbone, item_ids
+    from gemst.config import Backbone, ItemIds
     from gemst.files import atomic_folder, read_json, write_json
     from gemst.tuning.new_rows import make
 
@@ -43,19 +44,21 @@ def append(model: Path, items: pl.DataFrame, events: pl.DataFrame, config: Confi
             f"the model knows none of today's {len(items):,} items: all of its own would be retired",
             "Check that items.item_id is spelled as in the logs it was tuned on, or tune a new model",
         )
-    settings = config.item_ids.model_copy(update={"extends": model / "item_ids"})
+    card = read_json(model / "gemst.json")
+    made = {  # as the model's own were made, whatever the next one shall have
+        "item_ids": ItemIds(**card["params"]["item_ids"] | {"extends": model / "item_ids"}),
+        "backbone": Backbone(**card["params"]["backbone"]),
+    }
     with atomic_folder(out) as folder:
-        quality = item_ids.build(
-            items, pl.DataFrame(), config.model_copy(update={"item_ids": settings}), folder / "item_ids"
-        )
+        quality = item_ids.build(items, pl.DataFrame(), config.model_copy(update=made), folder / "item_ids")
         ids = item_ids.load(folder / "item_ids")
         known = len(tuned.ids.tokens)
         if len(ids.tokens) > known:
-            own = read_json(model / "gemst.json")["params"]["data"]["history"] == "own"
+            own = card["params"]["data"]["history"] == "own"
             rows_in, rows_out = make(tuned, items, events, ids.item_id[known:], own)
             backbone.add_item_tokens(tuned.model, tuned.tokenizer, ids.tokens[known:], rows_in, rows_out)
         backbone.save(tuned.model, tuned.tokenizer, folder)
-        write_json(folder / "gemst.json", read_json(model / "gemst.json"))
+        write_json(folder / "gemst.json", card)
     before, now = tuned.ids.active, ids.active[: len(tuned.ids.active)]
     return Appended(
         new=len(ids.item_id) - len(before),

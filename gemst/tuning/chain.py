@@ -92,6 +92,11 @@ class ChainBatches(Batches):
         asking = [half for half in halves if (self.asked[half.fresh : half.high] == half.task).any()]
         return [part for half in asking for part in self._fitting(half, start)]
 
+    def longest_trunk(self) -> int:
+        """Tokens of the longest trunk of the first epoch: what a model must be able to read at the least."""
+        trunks = [self.trunk_tokens[one.high] - self.trunk_tokens[one.low] for one in self.segments(0)]
+        return len(self.prompter.prefix) + int(max(trunks))
+
     def length(self, segment: Segment) -> int:
         """Tokens of a segment."""
         trunk, branch = self.trunk_tokens, self.branch_tokens[segment.task]

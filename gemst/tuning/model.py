@@ -71,7 +71,7 @@ class ItemModel(nn.Module):
         Raises GemstError when the batch packs rows that the family cannot tell apart or sees only a part of.
         """
         if batch.position_ids is not None:
-            self._check_packed(batch.position_ids)
+            self.check_packed(int(batch.position_ids.max()) + 1)
         embeds = self.embed(batch.input_ids)
         if batch.decoder_ids is None:
             every = hidden(
@@ -91,15 +91,18 @@ class ItemModel(nn.Module):
             )
         return every.flatten(0, 1)[batch.at]
 
-    def _check_packed(self, position_ids: Tensor) -> None:
-        """The family must be able to place tokens, and no window may be shorter than a prompt with its history."""
+    def check_packed(self, longest: int) -> None:
+        """The family must be able to place tokens, and no window may be shorter than a prompt with its history.
+
+        Raises GemstError when rows with a prompt of `longest` tokens are not for it.
+        """
         family = type(self.model).__name__
         if not takes_positions(self.model):
             raise GemstError(
                 f"tuning.layout chain packs rows that {family} cannot place: no position_ids",
                 "Set tuning.layout: single",
             )
-        longest, limit = int(position_ids.max()) + 1, context_length(self.model)
+        limit = context_length(self.model)
         if limit is not None and longest > limit:
             raise GemstError(
                 f"tuning.layout chain has prompts of {longest} tokens, and {family} takes {limit}",

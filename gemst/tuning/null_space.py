@@ -162,7 +162,7 @@ def batches(tokenizer: Any, texts: list[str], tokens: int, length: int, rows: in
         stream += tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(stream) >= tokens:
             break
-    length = min(length, len(stream))
+    length = min(length, tokens, len(stream))
     count = min(tokens, len(stream)) // length if length else 0
     if count == 0:
         raise GemstError(
@@ -239,7 +239,8 @@ def load(folder: Path, model: PreTrainedModel, settings: NullSpace) -> tuple[dic
     manifest = read_json(require(folder / "manifest.json", made_by="gemst null-space"))
     if manifest["backbone"] != fingerprint(model):
         raise GemstError(f"{folder} was made for another backbone", "Run `gemst null-space` with the present backbone")
-    for name, value in settings.model_dump(mode="json", exclude={"corpus"}).items():
+    unread = "threshold" if settings.rule == "energy" else "energy"
+    for name, value in settings.model_dump(mode="json", exclude={"corpus", unread}).items():
         if (made := manifest["settings"].get(name)) != value:
             raise GemstError(f"{folder} was made with null_space.{name} {made}, not {value}", "Run `gemst null-space`")
     with safe_open(require(folder / "projectors.safetensors", made_by="gemst null-space"), "pt") as file:

@@ -236,3 +236,5 @@ def test_a_folder_without_a_manifest_is_no_build(tmp_path: Path) -> None:
     (tmp_path / "ids/manifest.json").unlink()
     with pytest.raises(GemstError, match="gemst tokenize"):
         item_ids.load(tmp_path / "ids")
+    with pytest.raises(GemstError, match=r"extends = .* is no published build"):
+        item_ids.build(catalogue(), behaviour(), configured("atomic", extends=tmp_path / "ids"), tmp_path / "g1")

@@ -60,6 +60,10 @@ def test_no_texts_give_no_vectors(tmp_path: Path) -> None:
 def test_a_missing_encoder_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(GemstError, match=r"item_ids.encoder = .* cannot be loaded"):
         embed_texts(["film"], str(tmp_path / "nowhere"))
+    weights = folder(tmp_path, "bert") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(GemstError, match=r"item_ids.encoder = .* cannot be loaded"):
+        embed_texts(["film"], str(tmp_path))
 
 
 def test_item_vectors_from_the_backbone(tmp_path: Path) -> None:

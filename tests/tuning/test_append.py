@@ -129,6 +129,15 @@ def test_semantic_ids_are_appended_without_touching_a_weight(family: str, tmp_pa
     assert {"i16", "i17", "i18", "i19"} <= set(found)
 
 
+def test_what_the_next_model_shall_have_does_not_matter_to_this_one(tmp_path: Path) -> None:
+    model = tuned_model(tmp_path / "model", "rq-kmeans", "llama")
+    append(model, catalogue(18), log(), configured("rq-kmeans"), tmp_path / "same")
+    append(model, catalogue(18), log(), configured("atomic"), tmp_path / "other")
+    found = [item_ids.load(tmp_path / name / "item_ids") for name in ("same", "other")]
+    assert found[0].strategy == found[1].strategy == "rq-kmeans"
+    assert (found[0].codes == found[1].codes).all()
+
+
 def test_an_item_that_is_back_counts_beside_one_that_is_gone(tmp_path: Path) -> None:
     """As many items as before, none of them new, and the champion's catalogue is another all the same."""
     model = tuned_model(tmp_path / "model", "atomic", "llama")

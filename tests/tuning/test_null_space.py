@@ -155,6 +155,17 @@ def test_sequences_are_no_longer_than_a_backbone_has_positions(tmp_path: Path, t
     assert drift(model, model, tokenizer, texts, tokens=512)["tokens"] == 2 * 255
 
 
+def test_fewer_tokens_than_a_sequence_are_one_shorter_sequence(tokenizer) -> None:
+    (batch,) = null_space.batches(tokenizer, TEXTS, 15, 20)
+    assert batch["input_ids"].shape == (1, 15)
+
+
+def test_a_setting_that_the_rule_does_not_read_makes_no_difference(tmp_path: Path, tokenizer) -> None:
+    model, settings = llama(), NullSpace(tokens=200, sequence_length=20)
+    null_space.build(model, tokenizer, matching(model, PATTERN), TEXTS, settings, tmp_path / "p")
+    null_space.load(tmp_path / "p", model, settings.model_copy(update={"threshold": 0.5}))
+
+
 def test_an_empty_corpus_is_an_error(tokenizer) -> None:
     with pytest.raises(GemstError, match="holds no text"):
         next(null_space.batches(tokenizer, [], 100, 20))
