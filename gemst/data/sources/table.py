@@ -94,13 +94,25 @@ def _read(folder: Path, name: str) -> pl.DataFrame:
             f"Name the file {name}.csv or {name}.parquet, or put its parts into {name}/; docs/data.md has a template",
         )
     frames = [_read_file(path) for path in found + parts]
-    for path, frame in zip(parts[1:], frames[1:], strict=False):
-        if frame.schema != frames[0].schema:
+    kinds: dict[str, pl.DataType] = {}  # an empty column has no type, and takes that of the others
+    for frame in frames:
+        kinds |= {column: kind for column, kind in frame.schema.items() if kinds.get(column, pl.Null()) == pl.Null()}
+    for path, frame in zip(parts, frames, strict=False):
+        fits = all(
+            kind in (pl.Null(), kinds[column]) or _both_times(kind, kinds[column])
+            for column, kind in frame.schema.items()
+        )
+        if frame.columns != frames[0].columns or not fits:
             raise GemstError(
                 f"{path} has the columns {_columns(frame)}, but {parts[0].name} has {_columns(frames[0])}",
                 f"Give all files of {name}/ the same columns and types",
             )
-    return pl.concat(frames)
+    return pl.concat(frame.cast(kinds) for frame in frames)  # type: ignore[arg-type]
+
+
+def _both_times(one: pl.DataType, other: pl.DataType) -> bool:
+    """Times of one zone, in whatever unit."""
+    return isinstance(one, pl.Datetime) and isinstance(other, pl.Datetime) and one.time_zone == other.time_zone
 
 
 def _read_file(path: Path) -> pl.DataFrame:

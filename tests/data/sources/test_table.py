@@ -76,6 +76,24 @@ def test_every_way_to_write_a_time(tmp_path, values):
     assert sources.load(Data(source="table", path=tmp_path)).events["timestamp"].to_list() == [MOMENT]
 
 
+def test_days_whose_empty_columns_have_no_type(tmp_path):
+    (tmp_path / "events").mkdir()
+    pl.DataFrame({"item_id": ["a"], "title": ["A"]}).write_parquet(tmp_path / "items.parquet")
+    days = [(None, "us"), ("soap", "ns"), (None, "ms")]
+    for number, (query, unit) in enumerate(days):
+        day = pl.DataFrame({"user_id": [f"u{number}"], "item_id": ["a"], "timestamp": [MOMENT], "query": [query]})
+        day = day.with_columns(pl.col("timestamp").dt.cast_time_unit(unit))
+        day.write_parquet(tmp_path / "events" / f"{number}.parquet")
+    events = sources.load(Data(source="table", path=tmp_path)).events
+    assert events["query"].to_list() == [None, "soap", None]
+    assert events["timestamp"].to_list() == [MOMENT] * 3
+    pl.DataFrame({"user_id": [1], "item_id": ["a"], "timestamp": [MOMENT], "query": ["q"]}).write_parquet(
+        tmp_path / "events" / "3.parquet"
+    )
+    with pytest.raises(GemstError, match=r"3.parquet has the columns user_id \(Int64\)"):
+        sources.load(Data(source="table", path=tmp_path))
+
+
 def test_canonical_tables_come_back_as_they_are(tmp_path):
     items = pl.DataFrame({"item_id": ["a"], "title": ["A"], "text": ["words"], "categories": [["X", "Y"]]})
     events = pl.DataFrame(
