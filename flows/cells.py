@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,19 @@ def _content(origin: Path) -> list[list[str]]:
     """Names and hashes of a file, or of all files of a folder, those behind links too."""
     files = [origin]
     if origin.is_dir():
-        below = (Path(place) / name for place, _, names in os.walk(origin, followlinks=True) for name in names)
-        files = sorted(path for path in below if path.is_file())
+        files = sorted(path for path in _below(origin) if path.is_file())
     return [[path.relative_to(origin).as_posix(), _hashed(path, path.stat().st_mtime_ns)] for path in files]
+
+
+def _below(origin: Path) -> Iterator[Path]:
+    """All paths below a folder and below the folders its links lead to, each folder once."""
+    met = set()
+    for place, folders, names in os.walk(origin, followlinks=True):
+        if (real := os.path.realpath(place)) in met:
+            folders.clear()
+            continue
+        met.add(real)
+        yield from (Path(place) / name for name in names)
 
 
 @cache
@@ -162,7 +172,8 @@ def _link(place: Path, origin: Path) -> None:
     if place.resolve() == origin:  # linked before, or below a folder that is linked
         return
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.unlink(missing_ok=True)
+    if place.is_symlink():
+        place.unlink()
     place.symlink_to(origin)
 
 

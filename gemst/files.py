@@ -17,7 +17,8 @@ from typing import Any
 
 from gemst.errors import GemstError
 
-_PART, _OLD = ".part-", ".old"  # of temporary names; a folder that is being replaced
+_PART = ".part-"  # in temporary names
+_OLD, _GONE = ".old", ".gone"  # at their end: a folder that is being replaced, or removed
 _YOUNG = 10.0  # seconds
 
 
@@ -56,7 +57,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if retired.exists() and not path.exists():
             retired.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+        _discard(retired, temporary)
         if held is not None:
             os.close(held)
 
@@ -74,10 +75,12 @@ def _tidy(path: Path) -> None:
             held = _lock(left)
             if held is None:  # somebody is at work there
                 continue
-            if left.suffix == _OLD and not path.exists():
-                left.rename(path)
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(held)
+            try:
+                if left.suffix == _OLD and not path.exists():
+                    left.rename(path)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 def _lock(folder: Path) -> int | None:
@@ -97,10 +100,17 @@ def _lock(folder: Path) -> int | None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder; killed on the way, it is gone from its place, and the next call removes what was left."""
-    gone = path.with_name(f".{path.name}.gone")
-    shutil.rmtree(gone, ignore_errors=True)
-    if path.exists():
+    """Remove a folder; killed on the way, it is gone from its place, and what is left of it is in nobody's way."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}{_PART}*{_GONE}"):
+        shutil.rmtree(left, ignore_errors=True)
+    _discard(path, _beside(path, _GONE))
+
+
+def _discard(path: Path, gone: Path) -> None:
+    """Remove a folder under the name `gone`, so that nobody meets half of it; of a link, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 

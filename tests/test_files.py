@@ -84,6 +84,30 @@ def test_a_folder_that_was_moved_away_by_a_killed_process_comes_back(tmp_path, m
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "kept"]
 
 
+def test_what_was_removed_in_part_is_never_put_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_YOUNG", -1.0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)  # as killed before it
+        with files.atomic_folder(tmp_path / "out"):
+            pass
+    (tmp_path / "out").rmdir()
+    with pytest.raises(ZeroDivisionError), files.atomic_folder(tmp_path / "out"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_linked_folder_is_replaced_and_what_it_led_to_stays(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "kept").touch()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    with files.atomic_folder(tmp_path / "out"):
+        pass
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "kept", "out"]
+    assert not (tmp_path / "out").is_symlink()
+
+
 def test_a_removal_that_is_killed_leaves_nothing_in_the_way(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "state").touch()

@@ -227,13 +227,13 @@ def _finals(study: Study, table: Table, seed: int) -> Iterator[Cell | None]:
 
 def missing(study: Study) -> int:
     """How many cells of the tables have no result yet, trials left out."""
-    wanted = {
-        (data, method, seed): table
-        for table in study.tables.values()
-        for data, method, seed in product(table.data, table.methods, table.seeds)
-    }
-    cells = [final(study, table, *which) for which, table in wanted.items()]
-    return sum(cell is None or result(study, cell) is None for cell in cells)
+    absent: set[str | tuple[str, str, int]] = set()
+    for table in study.tables.values():
+        for data, method, seed in product(table.data, table.methods, table.seeds):
+            cell = final(study, table, data, method, seed)
+            if cell is None or result(study, cell) is None:
+                absent.add((data, method, seed) if cell is None else cell.name)
+    return len(absent)
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

@@ -34,7 +34,7 @@ def rank(
     items are left. Atomic IDs take one step and one product with the item rows; semantic IDs a beam search of
     `ranking.beams` (at least k) beams.
     """
-    prompts = tuned.prompter.encode(examples)
+    prompts = tuned.prompter.encode(examples) if tuned.ids.active.any() else []
     seen_rows, seen_items = _seen(tuned, seen)
     beams = None if len(tuned.ids.level_sizes) == 1 else BeamSearch(tuned, max(ranking.beams, k))
     rows, items, scores = [], [], []

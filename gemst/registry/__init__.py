@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Champion", "LiveRun", "Registered", "champion", "live", "per_query", "register", "succeed"]
 
-CURVES, VERSION = "gemst.curves", "gemst.version"  # tags of a run; VERSION.NAME: its version of that model
+CURVES, VERSION = "gemst.curves", "gemst.version"  # tags of a run; VERSION is NAME/NUMBER
 
 _FLUSH_EVERY = 2.0  # seconds between writes of live metrics
 _FIRST_PAUSE, _LAST_PAUSE = 60.0, 900.0  # seconds after a write that failed; the pause doubles
@@ -144,7 +144,7 @@ def register(config: Config, rescore: Rescore) -> Registered:
                 return Registered(None, run_id, None, joint, gone)
             tags = {FINGERPRINT: mark, JOINT: repr(joint), EXAMPLES: measured["examples"]}
             version = new_version(client, config, name, run_id, tags)
-            client.set_tag(run_id, f"{VERSION}.{name}", str(version.version))
+        client.set_tag(str(version.run_id), VERSION, f"{name}/{version.version}")
         reigning = alias(client, name, CHAMPION) is not None  # the alias may have been taken away in the UI
         words = (reigning and version.tags.get(JUDGED)) or crown(client, name, version, rescore)
         return Registered(int(version.version), str(version.run_id), role(client, name, version), joint, words)
@@ -203,15 +203,20 @@ def _run_of_model(client: MlflowClient, config: Config, mark: str) -> str:
 
 def _gone(client: MlflowClient, config: Config, name: str, mark: str) -> str | None:
     """What to say where these artefacts were a version of the model before, which has been deleted since."""
+    from mlflow.entities import ViewType
+
     experiment = client.get_experiment_by_name(config.registry.experiment)
-    runs = client.search_runs([experiment.experiment_id], f"tags.`{FINGERPRINT}` = '{mark}'") if experiment else []
-    tag = f"{VERSION}.{name}"
-    found = next((run for run in runs if tag in run.data.tags), None)
+    if experiment is None or not client.search_registered_models(f"name = '{name}'"):
+        return None  # all of it was deleted, to start over
+    same = client.search_runs([experiment.experiment_id], f"tags.`{FINGERPRINT}` = '{mark}'", ViewType.ALL)
+    found = next((run for run in same if run.data.tags.get(VERSION, "").startswith(f"{name}/")), None)
     if found is None:
         return None
+    number = found.data.tags[VERSION].removeprefix(f"{name}/")
+    restore = "restore the run and " if found.info.lifecycle_stage == "deleted" else ""
     return (
-        f"version {found.data.tags[tag]} of {name} was this model and has been deleted: "
-        f"to have it again, delete the tag {tag} of run {found.info.run_id}"
+        f"version {number} of {name} was this model and has been deleted: "
+        f"to have it again, {restore}delete the tag {VERSION} of run {found.info.run_id}"
     )
 
 

@@ -34,7 +34,6 @@ def append(model: Path, items: pl.DataFrame, events: pl.DataFrame, config: Confi
     the items do not fit the model's code space, or the model knows none of them.
     """
     from gemst import backbone, item_ids
-    from gemst.config import Backbone, ItemIds
     from gemst.files import atomic_folder, read_json, write_json
     from gemst.tuning.new_rows import make
 
@@ -44,10 +43,12 @@ def append(model: Path, items: pl.DataFrame, events: pl.DataFrame, config: Confi
             f"the model knows none of today's {len(items):,} items: all of its own would be retired",
             "Check that items.item_id is spelled as in the logs it was tuned on, or tune a new model",
         )
-    card = read_json(model / "gemst.json")
+    card, made_with = read_json(model / "gemst.json"), read_json(model / "item_ids" / "manifest.json")["settings"]
+    own_ids = {name: value for name, value in made_with.items() if "." not in name} | {"extends": model / "item_ids"}
+    own_backbone = {name.removeprefix("backbone."): value for name, value in made_with.items() if "." in name}
     made = {  # as the model's own were made, whatever the next one shall have
-        "item_ids": ItemIds(**card["params"]["item_ids"] | {"extends": model / "item_ids"}),
-        "backbone": Backbone(**card["params"]["backbone"]),
+        "item_ids": config.item_ids.model_copy(update=own_ids),
+        "backbone": config.backbone.model_copy(update=own_backbone),
     }
     with atomic_folder(out) as folder:
         quality = item_ids.build(items, pl.DataFrame(), config.model_copy(update=made), folder / "item_ids")

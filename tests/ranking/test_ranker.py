@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -102,6 +103,16 @@ def test_no_examples_give_an_empty_ranking() -> None:
     ranked = rank(make_tuned("llama", ids), examples(ids, 1).clear(), 3, Ranking())
     assert ranked.is_empty()
     assert ranked.columns == ["row", "item_id", "rank", "score"]
+
+
+@pytest.mark.parametrize(("family", "sizes"), [("llama", (5,)), ("llama", (3, 3)), ("t5", (3, 3))])
+def test_a_catalogue_of_which_nothing_is_left_gives_an_empty_ranking(family: str, sizes: tuple[int, ...]) -> None:
+    ids = random_ids(5, sizes)
+    tuned = make_tuned(family, ids)
+    gone = replace(tuned, ids=tuned.ids.only(pl.Series(["another"])))
+    assert rank(gone, examples(ids, 2), 3, Ranking()).is_empty()
+    one = replace(tuned, ids=tuned.ids.only(pl.Series([ids.item_id[2], "another"])))
+    assert rank(one, examples(ids, 2), 3, Ranking())["item_id"].to_list() == [ids.item_id[2]] * 2
 
 
 def test_bfloat16_models_rank_too(family: str) -> None:

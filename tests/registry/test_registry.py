@@ -90,8 +90,13 @@ def test_a_version_that_was_deleted_does_not_come_back_by_itself(artifacts):
     assert (again.version, again.role) == (None, None)
     assert "version 1 of gemst was this model and has been deleted" in again.judged
     assert client().search_model_versions("name = 'gemst'") == []
-    client().delete_tag(run_id, "gemst.version.gemst")
+    client().delete_run(run_id)
+    assert "restore the run" in register().judged
+    client().restore_run(run_id)
+    client().delete_tag(run_id, "gemst.version")
     assert register().role == "champion"
+    client().delete_registered_model("gemst")
+    assert register().role == "champion"  # to start over
 
 
 def test_a_champion_without_its_files_is_named(artifacts):

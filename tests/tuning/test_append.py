@@ -132,6 +132,8 @@ def test_semantic_ids_are_appended_without_touching_a_weight(family: str, tmp_pa
 def test_what_the_next_model_shall_have_does_not_matter_to_this_one(tmp_path: Path) -> None:
     model = tuned_model(tmp_path / "model", "rq-kmeans", "llama")
     append(model, catalogue(18), log(), configured("rq-kmeans"), tmp_path / "same")
+    card = read_json(model / "gemst.json")  # as `gemst tokenize --set item_ids.strategy=rq-kmeans`, then `gemst tune`
+    write_json(model / "gemst.json", card | {"params": configured("atomic").model_dump(mode="json")})
     append(model, catalogue(18), log(), configured("atomic"), tmp_path / "other")
     found = [item_ids.load(tmp_path / name / "item_ids") for name in ("same", "other")]
     assert found[0].strategy == found[1].strategy == "rq-kmeans"

@@ -8,6 +8,7 @@ of an item without such a path is a recommendation.
 
 from __future__ import annotations
 
+from html import unescape
 from html.entities import html5
 from pathlib import Path
 
@@ -57,7 +58,9 @@ _STOP_WORDS = [
 ]
 _ENTITIES = {f"&{name}": text for name, text in html5.items() if name.endswith(";")}
 _ENTITIES |= {
-    written: chr(n) for n in range(32, 256) for written in (f"&#{n};", f"&#0{n};", f"&#x{n:x};", f"&#x{n:X};")
+    written: unescape(f"&#{n};")  # what a browser makes of it: 128 to 159 are Windows' letters
+    for n in range(32, 0x2100)
+    for written in (f"&#{n};", f"&#0{n};", f"&#x{n:x};", f"&#x{n:X};")
 }
 _ENTITIES |= {written: " " for written, text in _ENTITIES.items() if text.isspace()}
 

@@ -19,6 +19,7 @@ quarantines their rows.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -94,25 +95,30 @@ def _read(folder: Path, name: str) -> pl.DataFrame:
             f"Name the file {name}.csv or {name}.parquet, or put its parts into {name}/; docs/data.md has a template",
         )
     frames = [_read_file(path) for path in found + parts]
-    kinds: dict[str, pl.DataType] = {}  # an empty column has no type, and takes that of the others
-    for frame in frames:
-        kinds |= {column: kind for column, kind in frame.schema.items() if kinds.get(column, pl.Null()) == pl.Null()}
-    for path, frame in zip(parts, frames, strict=False):
-        fits = all(
-            kind in (pl.Null(), kinds[column]) or _both_times(kind, kinds[column])
-            for column, kind in frame.schema.items()
-        )
-        if frame.columns != frames[0].columns or not fits:
+    kinds: dict[str, pl.DataType | None] = dict(frames[0].schema)
+    for path, frame in zip(parts[1:], frames[1:], strict=False):
+        common = {column: _common(kinds.get(column), kind) for column, kind in frame.schema.items()}
+        if frame.columns != frames[0].columns or None in common.values():
             raise GemstError(
-                f"{path} has the columns {_columns(frame)}, but {parts[0].name} has {_columns(frames[0])}",
+                f"{path} has the columns {_columns(frame.schema)}, but those before it have {_columns(kinds)}",
                 f"Give all files of {name}/ the same columns and types",
             )
+        kinds = common
     return pl.concat(frame.cast(kinds) for frame in frames)  # type: ignore[arg-type]
 
 
-def _both_times(one: pl.DataType, other: pl.DataType) -> bool:
-    """Times of one zone, in whatever unit."""
-    return isinstance(one, pl.Datetime) and isinstance(other, pl.Datetime) and one.time_zone == other.time_zone
+def _common(one: pl.DataType | None, other: pl.DataType) -> pl.DataType | None:
+    """The type of a column that has these in two files; None where there is none. An empty column has no type."""
+    if other in (one, pl.Null()):
+        return one
+    if one == pl.Null():
+        return other
+    if isinstance(one, pl.Datetime) and isinstance(other, pl.Datetime) and one.time_zone == other.time_zone:
+        return pl.Datetime("ms", one.time_zone)
+    if isinstance(one, pl.List) and isinstance(other, pl.List):
+        inner = _common(one.inner, other.inner)  # type: ignore[arg-type]
+        return None if inner is None else pl.List(inner)
+    return None
 
 
 def _read_file(path: Path) -> pl.DataFrame:
@@ -129,8 +135,8 @@ def _read_file(path: Path) -> pl.DataFrame:
         raise GemstError(f"{path} is not readable as Parquet ({reason})", "Export it again") from None
 
 
-def _columns(table: pl.DataFrame) -> str:
-    return ", ".join(f"{name} ({kind})" if kind != pl.String else name for name, kind in table.schema.items())
+def _columns(kinds: Mapping[str, pl.DataType | None]) -> str:
+    return ", ".join(f"{name} ({kind})" if kind != pl.String else name for name, kind in kinds.items())
 
 
 def _need_columns(config: Data, raw: dict[str, pl.DataFrame], chosen: dict[str, dict[str, str]]) -> None:

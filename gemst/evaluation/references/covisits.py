@@ -32,7 +32,7 @@ class CoVisits(Reference):
         unit = (visits @ sparse.diags_array(1 / lengths)).tocsc()
         # How many pairs an item has at most: the lengths of its users' histories together, or all items.
         pairs_of = np.minimum(visits.T @ visits.sum(axis=1), len(items))
-        blocks = np.cumsum(pairs_of) // BLOCK_CELLS
+        blocks = np.cumsum(pairs_of, dtype=np.float64) // BLOCK_CELLS
         bounds = [*np.unique(blocks, return_index=True)[1].tolist(), len(items)]
         rows = [_nearest((unit[:, start:end].T @ unit).tocsr(), start) for start, end in pairwise(bounds)]
         self._similar = sparse.vstack(rows).tocsr() if rows else sparse.csr_array((0, 0), dtype=np.float32)

@@ -97,10 +97,10 @@ def test_two_categories_in_one_folder(tmp_path):
 
 
 def test_left_over_html_goes_and_the_rest_stays(tmp_path):
-    title = "Nut &lt; 3 mm and > 2 mm, 1 < 2 &#34;x&#34; caf&eacute; <b>bold</b> &amp;lt;"
+    title = "Nut &lt; 3 mm and > 2 mm, 1 < 2 &#34;x&#34; Levi&#146;s &#8220;y&#x201D; caf&eacute; <b>bold</b> &amp;lt;"
     review = {"reviewerID": "u", "asin": "A", "unixReviewTime": 1_500_000_000}
     loaded = sources.load(write(tmp_path, ".json.gz", [review], [{"asin": "A", "title": title}]))
-    assert loaded.items["title"].to_list() == ['Nut < 3 mm and > 2 mm, 1 < 2 "x" café bold &lt;']
+    assert loaded.items["title"].to_list() == ['Nut < 3 mm and > 2 mm, 1 < 2 "x" Levi’s “y” café bold &lt;']
 
 
 @pytest.mark.parametrize(

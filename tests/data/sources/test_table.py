@@ -79,15 +79,17 @@ def test_every_way_to_write_a_time(tmp_path, values):
 def test_days_whose_empty_columns_have_no_type(tmp_path):
     (tmp_path / "events").mkdir()
     pl.DataFrame({"item_id": ["a"], "title": ["A"]}).write_parquet(tmp_path / "items.parquet")
-    days = [(None, "us"), ("soap", "ns"), (None, "ms")]
+    days = [(None, "ns"), ("soap", "us"), (None, "ms")]
     for number, (query, unit) in enumerate(days):
         day = pl.DataFrame({"user_id": [f"u{number}"], "item_id": ["a"], "timestamp": [MOMENT], "query": [query]})
-        day = day.with_columns(pl.col("timestamp").dt.cast_time_unit(unit))
+        lists = pl.Series([["b"]] if query else [[]])  # of no type where all are empty
+        day = day.with_columns(pl.col("timestamp").dt.cast_time_unit(unit), shown=lists)
         day.write_parquet(tmp_path / "events" / f"{number}.parquet")
     events = sources.load(Data(source="table", path=tmp_path)).events
     assert events["query"].to_list() == [None, "soap", None]
+    assert events["shown"].to_list() == [[], ["b"], []]
     assert events["timestamp"].to_list() == [MOMENT] * 3
-    pl.DataFrame({"user_id": [1], "item_id": ["a"], "timestamp": [MOMENT], "query": ["q"]}).write_parquet(
+    pl.DataFrame({"user_id": [1], "item_id": "a", "timestamp": MOMENT, "query": "q", "shown": [["b"]]}).write_parquet(
         tmp_path / "events" / "3.parquet"
     )
     with pytest.raises(GemstError, match=r"3.parquet has the columns user_id \(Int64\)"):
@@ -202,7 +204,7 @@ def test_a_log_in_parts(tmp_path):
     assert sources.load(Data(source="table", path=tmp_path)).rows_in["events"] == 2
     (tmp_path / "events" / "3.csv").write_text("user_id,timestamp\nu,2024-01-03\n")
     with pytest.raises(
-        GemstError, match=r"3\.csv has the columns user_id, timestamp, but 1\.csv\.gz has user_id, item"
+        GemstError, match=r"3\.csv has the columns user_id, timestamp, but those before it have user_id, item"
     ):
         sources.load(Data(source="table", path=tmp_path))
     (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\nu,a,2024-01-01\n")
