@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from gemst.config import Backbone
 from gemst.errors import GemstError
 
 if TYPE_CHECKING:
+    import polars as pl
     import torch
     from torch import Tensor
     from torch.nn import Linear
@@ -32,6 +33,10 @@ class Tuned:
     ids: ItemIds
     first: int  # vocabulary id of the first item token
     prompter: Prompter
+
+    def only(self, item_ids: pl.Series) -> Tuned:
+        """The same model for the items that `item_ids` holds; its others stay in histories and are never ranked."""
+        return replace(self, ids=self.ids.only(item_ids))
 
 
 def load(backbone: Backbone) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

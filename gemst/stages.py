@@ -280,8 +280,6 @@ def register(config: Config) -> Summary:
 
 def _joint(config: Config, model: Path) -> float:
     """Joint NDCG@10 of another model on the present test examples, among the items that are still there."""
-    from dataclasses import replace
-
     from gemst import backbone
     from gemst.data import tables
     from gemst.evaluation.run import joint_score
@@ -289,9 +287,8 @@ def _joint(config: Config, model: Path) -> float:
 
     train, valid, test = (_examples(name) for name in ("train", "valid", "test"))
     _set_threads(config)
-    tuned = backbone.load_tuned(model, backbone.best_device())
     items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
-    tuned = replace(tuned, ids=tuned.ids.only(items["item_id"]))
+    tuned = backbone.load_tuned(model, backbone.best_device()).only(items["item_id"])
     return joint_score(
         config, train, valid, test, lambda examples, k, seen: rank(tuned, examples, k, config.ranking, seen)
     )

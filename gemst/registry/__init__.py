@@ -129,6 +129,8 @@ def register(config: Config, rescore: Rescore) -> Registered:
     mark = fingerprint()
     with explained():
         client = connect()
+        from mlflow.exceptions import MlflowException
+
         name = config.registry.model_name
         if name is None:
             run_id = _run_of_model(client, config, mark)
@@ -144,7 +146,8 @@ def register(config: Config, rescore: Rescore) -> Registered:
                 return Registered(None, run_id, None, joint, gone)
             tags = {FINGERPRINT: mark, JOINT: repr(joint), EXAMPLES: measured["examples"]}
             version = new_version(client, config, name, run_id, tags)
-        client.set_tag(str(version.run_id), VERSION, f"{name}/{version.version}")
+        with contextlib.suppress(MlflowException):  # its run may have been deleted
+            client.set_tag(str(version.run_id), VERSION, f"{name}/{version.version}")
         reigning = alias(client, name, CHAMPION) is not None  # the alias may have been taken away in the UI
         words = (reigning and version.tags.get(JUDGED)) or crown(client, name, version, rescore)
         return Registered(int(version.version), str(version.run_id), role(client, name, version), joint, words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gemst import layout
@@ -50,8 +49,7 @@ def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame
     if config.threads:
         torch.set_num_threads(config.threads)
     folder = registry.champion(config).folder
-    tuned = backbone.load_tuned(folder, backbone.best_device())
-    tuned = replace(tuned, ids=tuned.ids.only(items["item_id"]))  # some are gone since it was tuned
+    tuned = backbone.load_tuned(folder, backbone.best_device()).only(items["item_id"])  # some may be gone since
     task = "recommendation" if query is None else "search"
     own = read_json(folder / "gemst.json")["params"]["data"]["history"] == "own"  # what it was tuned on
     history = (met.filter(task=task) if own else met)["item_id"].to_list()

@@ -99,6 +99,12 @@ def test_a_version_that_was_deleted_does_not_come_back_by_itself(artifacts):
     assert register().role == "champion"  # to start over
 
 
+def test_a_version_whose_run_was_deleted_stays_what_it_is(artifacts):
+    first = register()
+    client().delete_run(first.run_id)
+    assert register() == first
+
+
 def test_a_champion_without_its_files_is_named(artifacts):
     register()
     shutil.rmtree(layout.MLRUNS / "artifacts")
