@@ -3,8 +3,9 @@
 SASRec is RecTools' (softmax over the catalogue, or over 256 sampled items where it is large), in an environment of its
 own under artifacts/benchmarks/sasrec/env, because RecTools pins older numpy and pandas. It learns from the train events
 of both tasks in order, long users cut into windows so that no event is lost, and ranks for every test example from the
-events before it. It sees no query. Every trial is kept, and a stopped run goes on where it was; the trial and epoch
-with the best validation NDCG@10 on recommendation are reported, with one test number for each task.
+events before it. It sees no query. Results are written after every trial, and a stopped run goes on where it was, from
+the results alone if the rest is gone. The trial and epoch with the best validation NDCG@10 on recommendation are
+reported, with one test number for each task.
 
     python benchmarks/sasrec.py                          # artifacts/examples of the current pipeline
     python benchmarks/sasrec.py --examples FOLDER --name lastfm-2k    # of a study: artifacts/study/shared/split-KEY/...
@@ -59,51 +60,75 @@ def main() -> None:
     exclude = load().evaluation.exclude_seen if Path("params.yaml").exists() else True
     seen = {name: seen_items(splits[name], past) if exclude else None for name, past in known.items()}
     rows = [frame.select(EXAMPLES.names()).hash_rows(seed=1).to_numpy() for frame in splits.values()]
-    content = hashlib.sha256(b"".join(numbers.tobytes() for numbers in rows)).hexdigest()
-    work = HOME / f"{given.name}-{content[:12]}"
-    python = environment()
+    content = hashlib.sha256(b"".join(numbers.tobytes() for numbers in rows)).hexdigest()[:12]
+    work = HOME / f"{given.name}-{content}"
     many = splits["train"]["targets"].explode().n_unique() > SOFTMAX_ITEMS
     loss = {"loss": "sampled_softmax" if many else "softmax", "negatives": NEGATIVES}
     grid = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
-    trials = []
+    place = Path(__file__).parent / "results" / f"sasrec-{given.name}.json"
+    result = read_json(place) if place.exists() else {}
+    if result.get("examples") != content or result["library"] != PACKAGES[0]:
+        result = {"data": given.name, "examples": content, "library": PACKAGES[0], "loss": loss["loss"], "trials": []}
+    result["planned"] = len(grid)
     for number, trial in enumerate(grid[: given.trials], 1):
-        folder = work / "-".join(f"{name}={value}" for name, value in trial.items())
         print(f"trial {number} of {len(grid[: given.trials])}: {trial}", flush=True)
-        windows = work / f"windows-{trial['window']}.parquet"
-        if not windows.exists():
-            work.mkdir(parents=True, exist_ok=True)
-            train_windows(splits["train"], trial["window"]).write_parquet(windows)
-            for name in seen:
-                sequences(splits[name], known[name], trial["window"]).write_parquet(
-                    work / f"{name}-{trial['window']}.parquet"
-                )
-        if not (folder / "trial.json").exists():
-            with atomic_folder(folder) as fresh:
-                most = max(0 if one is None else one.group_by("row").len()["len"].max() or 0 for one in seen.values())  # type: ignore[type-var, operator]
-                task = trial | loss | {"marks": MARKS, "k": K + int(most), "inputs": str(work), "out": str(fresh)}
-                subprocess.run([python, Path(__file__).with_name("sasrec_worker.py"), json.dumps(task)], check=True)
-        seconds = read_json(folder / "trial.json")["seconds"]
-        for mark in MARKS:
-            valid = means(by_query(pl.read_parquet(folder / f"valid-{mark}.parquet"), splits["valid"], seen["valid"]))
-            trials.append(
-                {**trial, "epochs": mark, "seconds": seconds[str(mark)], "valid": valid, "folder": str(folder)}
-            )
-            print(f"  {mark} epochs: " + line(valid), flush=True)
-    best = max(trials, key=lambda one: one["valid"]["recommendation"]["ndcg@10"])
-    ranking = pl.read_parquet(Path(best.pop("folder")) / f"test-{best['epochs']}.parquet")
-    test = by_query(ranking, splits["test"], seen["test"])
-    result = {
-        "data": given.name, "library": PACKAGES[0], "loss": loss["loss"], "best": best,
-        "test": means(test),
-        "planned": len(grid),
-        "trials": [{name: value for name, value in one.items() if name != "folder"} for one in trials],
-    }  # fmt: skip
-    results = Path(__file__).parent / "results"
-    with atomic_file(results / f"sasrec-{given.name}.parquet") as place:  # for the study's paired interval
-        shown = test.with_columns(ranker=pl.lit("sasrec"), protocol=pl.lit("full")).cast({HEADLINE: pl.Float32})
-        shown.select("ranker", "protocol", "row", "user_id", "task", "timestamp", HEADLINE).write_parquet(place)
-    write_json(results / f"sasrec-{given.name}.json", result)
-    print(f"best: {best}\ntest: " + line(result["test"]))
+        if not any(trial.items() <= one.items() for one in result["trials"]):
+            folder = run(trial, loss, work, splits, known, seen)
+            seconds = read_json(folder / "trial.json")["seconds"]
+            for mark in MARKS:
+                ranked = {name: pl.read_parquet(folder / f"{name}-{mark}.parquet") for name in seen}
+                valid = means(by_query(ranked["valid"], splits["valid"], seen["valid"]))
+                one = {**trial, "epochs": mark, "seconds": seconds[str(mark)], "valid": valid}
+                result["trials"].append(one)
+                if "best" not in result or score(one) > score(result["best"]):
+                    test = by_query(ranked["test"], splits["test"], seen["test"])
+                    result |= {"best": one, "test": means(test)}
+                    write_queries(test, place.with_suffix(".parquet"))
+            write_json(place, result)
+        for one in result["trials"]:
+            if trial.items() <= one.items():
+                print(f"  {one['epochs']} epochs: " + line(one["valid"]), flush=True)
+    print(f"best: {result['best']}\ntest: " + line(result["test"]))
+
+
+def run(
+    trial: dict[str, Any],
+    loss: dict[str, Any],
+    work: Path,
+    splits: dict[str, pl.DataFrame],
+    known: dict[str, list[pl.DataFrame]],
+    seen: dict[str, pl.DataFrame | None],
+) -> Path:
+    """The folder of a trial's rankings, valid-{epochs}.parquet and test-{epochs}.parquet, made if it is not there."""
+    folder = work / "-".join(f"{name}={value}" for name, value in trial.items())
+    windows = work / f"windows-{trial['window']}.parquet"
+    if not windows.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        for name, past in known.items():
+            sequences(splits[name], past, trial["window"]).write_parquet(work / f"{name}-{trial['window']}.parquet")
+        with atomic_file(windows) as fresh:
+            train_windows(splits["train"], trial["window"]).write_parquet(fresh)
+    if not (folder / "trial.json").exists():
+        python = environment()
+        with atomic_folder(folder) as fresh:
+            most = [
+                0 if one is None else one["row"].value_counts()["count"].to_numpy().max(initial=0)
+                for one in seen.values()
+            ]
+            task = trial | loss | {"marks": MARKS, "k": K + int(max(most)), "inputs": str(work), "out": str(fresh)}
+            subprocess.run([python, Path(__file__).with_name("sasrec_worker.py"), json.dumps(task)], check=True)
+    return folder
+
+
+def score(one: dict[str, Any]) -> float:
+    return float(one["valid"]["recommendation"]["ndcg@10"])
+
+
+def write_queries(test: pl.DataFrame, place: Path) -> None:
+    """The best trial's test scores by query, for the study's paired interval."""
+    shown = test.with_columns(ranker=pl.lit("sasrec"), protocol=pl.lit("full")).cast({HEADLINE: pl.Float32})
+    with atomic_file(place) as fresh:
+        shown.select("ranker", "protocol", "row", "user_id", "task", "timestamp", HEADLINE).write_parquet(fresh)
 
 
 def environment() -> str:
