@@ -196,7 +196,10 @@ def _result(study: Study, cell: Cell, folder: Path) -> dict[str, Any]:
     curves = pl.read_parquet(folder / layout.TUNING / "curves.parquet").filter(pl.col("name").str.starts_with("valid/"))
     best = curves.filter(name="valid/joint").sort("value", "step", descending=[True, False])["step"][0]
     start = curves.filter(name="valid/joint", step=0)["value"]
-    valid = {name.removeprefix("valid/"): value for _, name, value in curves.filter(step=best).rows()}
+    by_step = {
+        step: {name.removeprefix("valid/"): value for _, name, value in part.rows()}
+        for (step,), part in curves.group_by("step", maintain_order=True)
+    }
     summaries = {
         path.stem: read_json(path) for path in sorted((folder / layout.ARTIFACTS / "summaries").glob("*.json"))
     }
@@ -207,7 +210,8 @@ def _result(study: Study, cell: Cell, folder: Path) -> dict[str, Any]:
     found = {
         "cell": cell.name, "data": cell.data, "method": cell.method, "seed": cell.seed, "trial": cell.trial,
         "params": cell.params,
-        "valid": {**valid, "step": best}, **({"start": start[0]} if len(start) else {}),
+        "valid": {**by_step[best], "step": best}, **({"start": start[0]} if len(start) else {}),
+        "validations": [{"step": step, **values} for step, values in by_step.items()],
         "tokens": tuned["tokens"], "steps": tuned["steps"], "epochs": tuned["epochs"],
         "largest_leak": tuned["largest_leak"],
         "seconds": seconds,

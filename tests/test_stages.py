@@ -180,6 +180,20 @@ def test_a_stage_before_its_inputs_names_the_command_that_makes_them(
         stage(config)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({"counts": {"items": 7}}, r"ranked [\d,]+ and 7 items"), ({"exclude_seen": False}, "evaluation.exclude_seen")],
+)
+def test_runs_of_different_tasks_are_not_compared(ran, config, tmp_path, monkeypatch, changed, told) -> None:
+    monkeypatch.chdir(ran)
+    shutil.copy(layout.EVALUATION / "per_query.parquet", tmp_path)
+    metrics = read_json(layout.EVALUATION / "metrics.json")
+    assert metrics["exclude_seen"]
+    write_json(tmp_path / "metrics.json", metrics | changed)
+    with pytest.raises(GemstError, match=told):
+        stages.compare(config, str(layout.EVALUATION), str(tmp_path))
+
+
 def test_a_damaged_table_of_scores_and_an_empty_test_set_are_named(ran, config, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(ran)
     (tmp_path / "per_query.parquet").write_bytes(b"PAR1, cut off")

@@ -94,7 +94,7 @@ def html(
             "Ten examples per task, evenly spaced over the test set; nobody picked them. Targets are green.",
             *(_examples(task, worked(test, result.rankings, items, task), depth) for task in TASKS),
         ),
-        page.section("about", "About the numbers", _ABOUT, _counts(metrics)),
+        page.section("about", "About the numbers", _about(metrics), _counts(metrics)),
     ]  # fmt: skip
     links = "".join(
         f'<a href="#{anchor}">{title}</a>' for (anchor, title), content in zip(_PARTS, sections, strict=True) if content
@@ -133,11 +133,19 @@ def markdown(metrics: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_ABOUT = (
-    "Every ranker sorts the whole catalogue; items of the user's past are left out for all alike, the target itself "
-    "never. NDCG's ideal and MAP's denominator count all relevant items. Joint: harmonic mean of the two NDCG@10. "
-    "Intervals are 95 % bootstrap intervals over users; differences are paired by query."
-)
+def _about(metrics: dict[str, Any]) -> str:
+    counts = metrics.get("counts", {})
+    again = counts.get("test_met_again", 0)
+    left_out = "no item is left out"
+    if metrics.get("exclude_seen", True):
+        left_out = "items of the user's past are left out for all alike"
+        if again:
+            left_out += f", except in the {again:,} of {counts['test']:,} examples with a target met before"
+    return (
+        f"Every ranker sorts the whole catalogue; {left_out}. NDCG's ideal and MAP's denominator count all relevant "
+        "items. Joint: harmonic mean of the two NDCG@10. Intervals are 95 % bootstrap intervals over users; "
+        "differences are paired by query."
+    )
 
 
 def _rankers(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +160,8 @@ def _bold(value: float, best: bool) -> str:
 def _cards(metrics: dict[str, Any], layers: pl.DataFrame) -> str:
     model, cards = metrics.get("model", {}), []
     if "joint" in model:
-        cards.append(page.card("Joint", f"{model['joint']:.4f}", "harmonic mean of both NDCG@10"))
+        told = "harmonic mean of both NDCG@10" if all(task in model for task in TASKS) else "NDCG@10 of the one task"
+        cards.append(page.card("Joint", f"{model['joint']:.4f}", told))
     for task in TASKS:
         if task in model:
             low, high = metrics.get("intervals", {}).get("model", {}).get(task, (None, None))

@@ -56,8 +56,8 @@ def evaluate(
     `metrics` holds model, references (name -> task -> metric, and joint: the harmonic mean of both tasks' NDCG@10),
     protocols (the same per sampled protocol), slices (slice -> label -> ranker -> task -> NDCG@10, queries), intervals
     (ranker -> task -> 95 % interval of NDCG@10), paired (reference -> task -> the model's difference from it), drift,
-    counts and seconds. `per_query` has ranker, protocol, row, user_id, task, timestamp, the slice labels and every
-    metric. Equal inputs give equal metrics; seconds apart.
+    counts, exclude_seen and seconds. `per_query` has ranker, protocol, row, user_id, task, timestamp, the slice labels
+    and every metric. Equal inputs give equal metrics; seconds apart.
     """
     metrics_at = _cutoffs(config)
     began = time.perf_counter()
@@ -103,6 +103,7 @@ def evaluate(
         "paired": _paired(per_query, config),
         "drift": drift or {},
         "counts": _counts(items, train, valid, test, labels),
+        "exclude_seen": config.evaluation.exclude_seen,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
     return Evaluation(metrics, per_query, rankings)
@@ -124,7 +125,7 @@ def _cutoffs(config: Config) -> tuple[int, ...]:
 
 
 def summary(per_query: pl.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
-    """Means: protocol -> ranker -> task -> metric, and ranker -> joint where both tasks were measured."""
+    """Means: protocol -> ranker -> task -> metric, and joint over the tasks that were measured (one or both)."""
     names = [name for name in per_query.columns if name.split("@")[0] in METRICS]
     means = per_query.group_by("protocol", "ranker", "task", maintain_order=True).agg(pl.col(names).mean())
     result: dict[str, dict[str, dict[str, Any]]] = {}
@@ -184,7 +185,10 @@ def _counts(
     tables: Sequence[tuple[str, pl.DataFrame]] = (("train", train), ("valid", valid), ("test", test))
     counts = {name: len(table) for name, table in tables} | {"items": len(items)}
     counts |= {f"test_{task}": int((test["task"] == task).sum()) for task in TASKS}
-    return counts | {"test_unseen_items": int((labels["item"] == "unseen").sum())}
+    return counts | {
+        "test_unseen_items": int((labels["item"] == "unseen").sum()),
+        "test_met_again": int((labels["target"] == "again").sum()),
+    }
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:

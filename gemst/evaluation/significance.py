@@ -1,4 +1,4 @@
-"""Is one ranker better than another? Paired bootstrap over users, with intervals."""
+"""Is one ranker better than another? Paired bootstrap over users and seeds, with intervals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def paired_bootstrap(
     """Is `b` better than `a`? Ranker `rankers[0]` of per-query table `a` against `rankers[1]` of `b`, query by query.
 
     Each side may be several runs, such as a method's seeds: its score is the mean of theirs. Users are resampled, not
-    queries: one user's queries are not independent, and both tasks of a user stay together.
+    queries: one user's queries are not independent, and both tasks of a user stay together. Seeds are resampled with
+    them, in pairs where both sides have as many; a few seeds tell their spread only roughly, one does not tell it.
     Returns one line per task and metric, and per metric the joint score (harmonic mean of the tasks), with columns
 
         task, metric, queries, a, b (means), difference (b - a), difference_low, difference_high, ratio (b / a),
@@ -57,6 +58,7 @@ def paired_bootstrap(
     count = int(users.max()) + 1
     weights = _Resamples(count, resamples, seed)
     runs, split = len(columns), len(given[0])
+    seeds = _seed_draws(split, runs - split, resamples, seed)
     lines = []
     for metric in metrics:
         values = [pairs[f"{metric}{column}"].to_numpy() for column in columns]
@@ -68,19 +70,33 @@ def paired_bootstrap(
             sums = [np.bincount(users[inside], value[inside], minlength=count) for value in values]
             means[at] = [value[inside].mean() for value in values]
             drawn[at] = weights.means(sums, queries)
-            line = _line(_of_sides(means[at], split), _of_sides(drawn[at], split))
+            line = _line(_of_sides(means[at], split), _drawn_sides(drawn[at], split, seeds))
             lines.append({"task": task, "metric": metric, "queries": int(inside.sum()), **line})
         if len(tasks) > 1:
             joint = np.array([harmonic_mean(run.tolist()) for run in means.T])
             joint_drawn = len(tasks) / (1 / np.maximum(drawn, 1e-12)).sum(axis=0)
-            line = _line(_of_sides(joint, split), _of_sides(joint_drawn, split))
+            line = _line(_of_sides(joint, split), _drawn_sides(joint_drawn, split, seeds))
             lines.append({"task": JOINT, "metric": metric, "queries": len(pairs), **line})
     return pl.DataFrame(lines)
 
 
 def _of_sides(runs: Floats, split: int) -> Floats:
-    """Means of the first `split` runs and of the others: (runs, ...) -> (2, ...)."""
-    return np.stack([runs[:split].mean(axis=0), runs[split:].mean(axis=0)])
+    """Means of the first `split` runs and of the others: (runs,) -> (2,)."""
+    return np.array([runs[:split].mean(), runs[split:].mean()])
+
+
+def _seed_draws(first: int, second: int, resamples: int, seed: int) -> list[NDArray[np.int64]]:
+    """Which of its runs each side takes in each resample, (runs of the side, resamples); the same where both have as
+    many."""
+    rng = np.random.default_rng([seed, 1])
+    draws = [rng.integers(0, runs, (runs, resamples)) for runs in (first, second)]
+    return [draws[0], draws[0]] if first == second else draws
+
+
+def _drawn_sides(runs: Floats, split: int, seeds: Sequence[NDArray[np.int64]]) -> Floats:
+    """Resampled means of both sides over the runs they drew: (runs, resamples) -> (2, resamples)."""
+    sides = zip((runs[:split], runs[split:]), seeds, strict=True)
+    return np.stack([np.take_along_axis(side, draws, axis=0).mean(axis=0) for side, draws in sides])
 
 
 def intervals(per_query: pl.DataFrame, metric: str = "ndcg@10", resamples: int = 2000, seed: int = 7) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from gemst.evaluation.study_targets import (
     Results,
     difference,
     interval,
+    newest,
     sasrec,
     sasrec_label,
     targets,
@@ -33,8 +34,9 @@ def markdown(study: Study, command: str, figures: dict[tuple[str, str], str] | N
         f"Made by `{command} --table` from the cells under `{study.results.as_posix()}`.",
         "Scores: NDCG@10 over the full catalogue on the test examples, the user's train and valid items left out,",
         "mean ± standard deviation over seeds; joint: harmonic mean of the two tasks. Differences (Δ) are paired by",
-        "query, seeds averaged, with 95 % bootstrap intervals over users: positive means that the first row is ahead,",
-        "**bold** that zero lies outside. They name their seeds where these are not all of both rows'.", "",
+        "query, seeds averaged, with 95 % bootstrap intervals over users and, where there are several, seeds: positive",
+        "means that the first row is ahead, **bold** that zero lies outside. Of one seed they do not know what another",
+        "would give. They name their seeds where these are not all of both rows'.", "",
     ]  # fmt: skip
     for key, table in study.tables.items():
         lines += [f"## {table.title}", ""]
@@ -57,6 +59,9 @@ def _part(study: Study, table: Table, data: str, command: str, figure: str | Non
         lines += [f"**Not measured yet:** {'; '.join(missing)}.", ""]
     if not any(rows.values()):
         return [*lines, f"No cell of {data} has a result. `{command} --list --only '{data}/*'` lists them.", ""]
+    again = ((newest(study, data) or {}).get("counts") or {}).get("test_met_again")
+    if again:
+        lines += [f"In {again:,} test examples the user had met a target before; there nothing is left out.", ""]
     lines += _quality(study, table, data, rows)
     if figure:
         lines += ["Every tested model, general knowledge lost across and quality up: to the left is better, and above.",
@@ -123,7 +128,7 @@ def _two_models(study: Study, table: Table, data: str, rows: dict[str, Results])
 
 def _references(study: Study, data: str, rows: dict[str, Results]) -> list[str]:
     """The rankers that are not tuned language models, same examples and exclusions."""
-    shown = next(found for results in rows.values() for _, found in results)["references"]
+    shown = (newest(study, data) or next(found for results in rows.values() for _, found in results))["references"]
     body = [[name, *_scores(by)] for name, by in shown.items()]
     specialist = sasrec(study, data)
     if specialist:
@@ -163,7 +168,8 @@ def _costs(study: Study, rows: dict[str, Results]) -> list[str]:
 
 def _kept(results: Results) -> str:
     """The step each seed's model is of."""
-    return ", ".join(dict.fromkeys(f"{found['valid']['step']:,}" for _, found in results))
+    steps = [f"{found['valid']['step']:,}" for _, found in results]
+    return steps[0] if len(set(steps)) == 1 else ", ".join(steps)
 
 
 def _unmoved(study: Study, rows: dict[str, Results]) -> list[str]:

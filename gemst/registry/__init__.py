@@ -153,25 +153,22 @@ def register(config: Config, rescore: Rescore) -> Registered:
         return Registered(int(version.version), str(version.run_id), role(client, name, version), joint, words)
 
 
-def per_query(config: Config, run: str) -> Path:
-    """per_query.parquet of a run id, a version number, an alias of the model, or an evaluation folder."""
+def evaluated(config: Config, run: str, name: str = "per_query.parquet") -> Path:
+    """A file of the evaluation of a run id, a version number, an alias of the model, or of an evaluation folder."""
     folder = Path(run)
     if folder.is_dir():
-        return require(folder / "per_query.parquet", made_by="gemst evaluate")
+        return require(folder / name, made_by="gemst evaluate")
     with explained():
         client = connect(absent=_unknown(run))
         import mlflow
         from mlflow.exceptions import MlflowException
 
         try:
-            name = config.registry.model_name
-            version = None
-            if name is not None:
-                version = client.get_model_version(name, run) if run.isdigit() else alias(client, name, run)
+            model, version = config.registry.model_name, None
+            if model is not None:
+                version = client.get_model_version(model, run) if run.isdigit() else alias(client, model, run)
             run_id = run if version is None else version.run_id
-            return Path(
-                mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="evaluation/per_query.parquet")
-            )
+            return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=f"evaluation/{name}"))
         except (MlflowException, OSError):
             raise _unknown(run) from None
 

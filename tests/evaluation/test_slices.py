@@ -18,12 +18,14 @@ def test_labels() -> None:
         },
         schema=lists,
     )
-    met = [(row, f"i{n}") for row, count in enumerate((0, 10, 11, 50, 200, 201)) for n in range(count)]
+    met = [(row, f"i{n}") for row, count in enumerate((0, 10, 11, 49, 200, 201)) for n in range(count)]
+    met.append((3, "t"))
     past = pl.DataFrame(met, schema={"row": pl.UInt32, "item_id": pl.String}, orient="row")
     labels = slice_columns(test, train, past)
     assert labels["row"].to_list() == list(range(6))
     assert labels["query"].to_list() == ["seen", "unseen", None, None, "seen", "unseen"]
     assert labels["item"].to_list() == ["seen", "seen", "unseen", "seen", "unseen", "unseen"]
+    assert labels["target"].to_list() == ["new", "new", "new", "again", "new", "new"]
     assert labels["history"].to_list() == ["0-10", "0-10", "11-50", "11-50", "51-200", "201+"]
 
 

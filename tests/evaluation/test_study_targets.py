@@ -60,7 +60,7 @@ def queries(scores: tuple[float, float], ranker: str = "model") -> pl.DataFrame:
 
 def give(
     study: studies.Study, method: str, seed: int, scores: tuple[float, float], *,
-    by_query: bool = True, rise: float = 0.0, step: int = 9, commit: str = "abcdef0",
+    by_query: bool = True, rise: float = 0.0, step: int = 9, commit: str = "abcdef0", made: str = "2026",
 ) -> None:  # fmt: skip
     owner = study.methods[method].like or method
     cell = studies.make(study, "a", method, study.methods[owner].trials[0], seed, trial=False)
@@ -71,6 +71,7 @@ def give(
             "params": cell.params, "valid": {"joint": harmonic_mean(list(scores)), "step": step}, "start": 0.05,
             "test": {**test, "joint": harmonic_mean(list(scores))},
             "drift": {"rise": rise, "kl": 0.0, "cloze_before": 0.8, "cloze_after": 0.8}, "largest_leak": None,
+            "counts": {"test_met_again": 3}, "made": made,
             "seconds": {"per_step": 1, "tune": 1}, "peak_mib": {"tune": 1}, "steps": 9, "tokens": 1, "commit": commit,
             "dirty": "false", "machine": {"cores": 2, "processor": "x"},
             "references": {
@@ -148,7 +149,7 @@ def test_a_model_that_is_the_start_and_cells_of_several_commits_are_named(study)
 def test_the_specialist_counts_once_all_its_trials_are_done(study, planned, verdict) -> None:
     everything(study, (0.10, 0.20), (0.09, 0.19))
     found = {
-        "library": "rectools", "planned": planned, "trials": [{"epochs": 5}, {"epochs": 10}],
+        "library": "rectools", "planned": planned, "trials": [{"lr": 1, "epochs": 5}, {"lr": 1, "epochs": 10}],
         "test": {task: {"ndcg@10": 0.08} for task in TASKS},
     }  # fmt: skip
     write_json(study.results.parent / "sasrec-a.json", found)
@@ -157,6 +158,49 @@ def test_the_specialist_counts_once_all_its_trials_are_done(study, planned, verd
     page = study_page.markdown(study, "run")
     assert "0.1000 against 0.0800, difference **+0.0200**" in page
     assert ("1 of 2 trials" in page) == (planned == 2)
+
+
+def test_a_specialist_of_other_examples_is_named_and_gives_no_verdict(study) -> None:
+    everything(study, (0.10, 0.20), (0.09, 0.19))
+    found = {
+        "library": "r",
+        "planned": 1,
+        "trials": [{"epochs": 5}],
+        "test": {task: {"ndcg@10": 0.08} for task in TASKS},
+    }
+    write_json(study.results.parent / "sasrec-a.json", found)
+    queries((0.08, 0.08), "sasrec").head(9).write_parquet(study.results.parent / "sasrec-a.parquet")
+    assert verdicts(study)["at or above tuned SASRec on recommendation"] == "so far reached"
+    assert "not tested on the same queries" in study_page.markdown(study, "run")
+
+
+def test_references_are_those_of_the_newest_cell(study) -> None:
+    everything(study, (0.10, 0.20), (0.09, 0.19))
+    give(study, "full", 2, (0.09, 0.19), made="2027")
+    cell = studies.make(study, "a", "full", study.methods["full"].trials[0], 2, trial=False)
+    found = read_json(studies.result_path(study, cell))
+    found["references"]["query-co-visits"] = {task: {"ndcg@10": 0.33} for task in TASKS}
+    write_json(studies.result_path(study, cell), found)
+    page = study_page.markdown(study, "run")
+    assert "| query-co-visits | 0.3300 | 0.3300 | 0.3300 |" in page
+    assert "- **missed**: above query-co-visits on search: 0.2000 against 0.3300" in page
+    assert "In 3 test examples the user had met a target before" in page
+
+
+def test_means_of_other_seeds_are_not_set_against_each_other(study) -> None:
+    give(study, "gems", 1, (0.10, 0.20))
+    give(study, "gems", 2, (0.50, 0.60))
+    give(study, "lone", 1, (0.0, 0.30))
+    assert "ahead of LONE on search: 0.2000 against 0.3000" in study_page.markdown(study, "run")
+
+
+def test_every_seed_tells_the_step_it_kept_unless_all_kept_the_same(study) -> None:
+    for seed, step in ((1, 49), (2, 52)):
+        give(study, "gems", seed, (0.10, 0.20), step=step)
+        give(study, "full", seed, (0.09, 0.19))
+    page = study_page.markdown(study, "run")
+    assert "| 9 | 49, 52 | 1 |" in page
+    assert "| 9 | 9 | 1 |" in page
 
 
 def test_a_data_set_of_one_task_has_the_targets_of_that_task_alone(study) -> None:

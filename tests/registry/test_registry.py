@@ -385,12 +385,12 @@ def test_per_query_of_a_version_a_run_an_alias_and_a_folder(artifacts):
     registered = register()
     original = (layout.EVALUATION / "per_query.parquet").read_bytes()
     for name in ("1", registered.run_id, "champion", str(layout.EVALUATION)):
-        assert registry.per_query(CONFIG, name).read_bytes() == original
+        assert registry.evaluated(CONFIG, name).read_bytes() == original
     nameless = CONFIG.model_copy(update={"registry": CONFIG.registry.model_copy(update={"model_name": None})})
-    assert registry.per_query(nameless, registered.run_id).read_bytes() == original  # a study's cells are no versions
+    assert registry.evaluated(nameless, registered.run_id).read_bytes() == original  # a study's cells are no versions
     for config, name in ((CONFIG, "nobody"), (nameless, "champion"), (nameless, "1")):
         with pytest.raises(GemstError, match=f"'{name}' names no evaluated run"):
-            registry.per_query(config, name)
+            registry.evaluated(config, name)
 
 
 def test_register_before_evaluate_names_the_stage(artifacts):

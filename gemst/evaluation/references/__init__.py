@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from gemst.config import Config
     from gemst.evaluation.references.base import Reference
 
-NAMES = ("popularity", "co-visits", "bm25", "lookup", "dense")
+NAMES = ("popularity", "co-visits", "bm25", "lookup", "query-co-visits", "dense")
 
 
 def all_references(items: pl.DataFrame, train: pl.DataFrame, config: Config) -> list[Reference]:
     """Every reference ranker, fitted on the train examples and the items, in the order of `NAMES`."""
     from gemst.evaluation.references.bm25 import BM25
-    from gemst.evaluation.references.covisits import CoVisits
     from gemst.evaluation.references.dense import Dense
-    from gemst.evaluation.references.lookup import Lookup
     from gemst.evaluation.references.popularity import Popularity
+    from gemst.evaluation.references.query_covisits import QueryCoVisits
 
-    references: list[Reference] = [Popularity(), CoVisits(), BM25(), Lookup(), Dense(config.item_ids.encoder)]
-    return [reference.fit(train, items) for reference in references]
+    hybrid = QueryCoVisits().fit(train, items)
+    others: list[Reference] = [
+        reference.fit(train, items) for reference in (Popularity(), BM25(), Dense(config.item_ids.encoder))
+    ]
+    by_name = {reference.name: reference for reference in (hybrid, hybrid.visits, hybrid.lookup, *others)}
+    return [by_name[name] for name in NAMES]

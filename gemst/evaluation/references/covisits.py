@@ -11,14 +11,14 @@ from scipy import sparse
 from gemst.evaluation.references.base import BLOCK_CELLS, Floats, Reference
 
 _NEIGHBOURS = 200
-_DECAY = 0.7
+DECAY = 0.7
 
 
 class CoVisits(Reference):
     """Scores an item by its similarity to the history, newest events first.
 
     The similarity of two items is the cosine of their columns in the binary (users, items) matrix of train events,
-    cut to each item's nearest `_NEIGHBOURS`. A history item that is n events old weighs `_DECAY`**n. It sees no query.
+    cut to each item's nearest `_NEIGHBOURS`. A history item that is n events old weighs `DECAY`**n. It sees no query.
     """
 
     name = "co-visits"
@@ -38,7 +38,7 @@ class CoVisits(Reference):
         self._similar = sparse.vstack(rows).tocsr() if rows else sparse.csr_array((0, 0), dtype=np.float32)
 
     def scores(self, examples: pl.DataFrame) -> Floats:
-        scores: Floats = (self.histories(examples, _DECAY) @ self._similar).toarray()
+        scores: Floats = (self.histories(examples, DECAY) @ self._similar).toarray()
         return scores
 
 

@@ -16,6 +16,7 @@ from gemst.evaluation.references.covisits import CoVisits
 from gemst.evaluation.references.dense import Dense, Encoder
 from gemst.evaluation.references.lookup import Lookup
 from gemst.evaluation.references.popularity import Popularity
+from gemst.evaluation.references.query_covisits import QueryCoVisits
 from gemst.evaluation.references.texts import documents
 
 SCHEMA = {
@@ -23,7 +24,7 @@ SCHEMA = {
     "targets": pl.List(pl.String), "negatives": pl.List(pl.String), "timestamp": pl.Datetime("ms", "UTC"),
 }  # fmt: skip
 GENRES = ("comedy", "drama", "horror", "war")
-COUNTABLE = (Popularity, CoVisits, BM25, Lookup)
+COUNTABLE = (Popularity, CoVisits, BM25, Lookup, QueryCoVisits)
 
 
 def example(user: str, history: list[str], target: str, query: str | None = None, at: int = 0) -> dict[str, object]:
@@ -170,6 +171,19 @@ def test_lookup_knows_the_query_whatever_its_case_and_falls_back_to_popularity()
     )
     lists = ranked.group_by("row", maintain_order=True).agg("item_id")["item_id"].to_list()
     assert lists == [["i3", "i2", "i1"], ["i1", "i3", "i2"], ["i1", "i3", "i2"]]
+
+
+def test_the_hybrid_orders_a_query_s_clicks_by_the_history() -> None:
+    together = [example(f"{liked}{n}", [f"i{liked}"], f"i{liked + 1}", "war") for liked in (2, 4) for n in range(3)]
+    ranker = QueryCoVisits().fit(table(*together, *[example(f"p{n}", [], "i1") for n in range(9)]), catalogue(8))
+    asked = [example("x", ["i2"], "i0", "war"), example("x", ["i4"], "i0", "War "), example("x", ["i4"], "i0", "new")]
+    first = ranker.rank(table(*asked, example("x", ["i2"], "i0")), 2)
+    lists = first.group_by("row", maintain_order=True).agg("item_id")["item_id"].to_list()
+    assert lists[:2] == [["i3", "i5"], ["i5", "i3"]]  # both were clicked under it; the history says which comes first
+    assert lists[2][:2] == ["i4", "i5"]  # nobody asked for this: what goes with the history, itself included
+    assert lists[3] == ["i3", "i1"]  # no query: co-visits
+    assert ranker.visits.name == "co-visits"
+    assert ranker.lookup.name == "lookup"
 
 
 def test_bm25_equals_bm25s_query_by_query() -> None:
