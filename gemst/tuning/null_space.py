@@ -20,7 +20,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from gemst.backbone import context_length, hidden, output_head, vocabulary
+from gemst.backbone import context_length, decoder_start, hidden, output_head, vocabulary
 from gemst.config import NullSpace
 from gemst.errors import GemstError
 from gemst.files import atomic_folder, read_json, require
@@ -60,12 +60,13 @@ def second_moments(
 ) -> Moments:
     """One streaming pass: C of every site, float64; modules that read the same tensor share one input site.
 
+    `batches` hold input_ids and attention_mask (rows, positions), without padding. An encoder-decoder reads each row on
+    both sides, the decoder behind its start token, as it does whenever it is used.
     The model runs in `precision` (tuning.precision), so its moments are of what tuning feeds the layers; products and
     sums never do: bf16 rounding of the inputs alone adds about 1e-6 of a site's trace, far below what rules keep.
     """
     gathered = Moments({}, {}, 0)
     seen: dict[int, tuple[str, weakref.ref[Tensor]]] = {}
-    mask = torch.empty(0)
 
     def hook(name: str) -> Any:
         def run(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -75,9 +76,8 @@ def second_moments(
                 site, seen[id(x)] = name, (name, weakref.ref(x))
             gathered.site_of.setdefault(name, site)
             if site == name:
-                rows = x.detach()[mask] if mask.shape == x.shape[:2] else x.detach().flatten(0, -2)
                 with torch.autocast(x.device.type, enabled=False):
-                    moment = gram(rows.float())
+                    moment = gram(x.detach().flatten(0, -2).float())
                 total = gathered.sums.get(site)
                 gathered.sums[site] = moment.double() if total is None else total.add_(moment)
 
@@ -89,12 +89,11 @@ def second_moments(
             place = next(model.parameters()).device
             for batch in batches:
                 batch = {name: tensor.to(place) for name, tensor in batch.items()}
-                mask = batch["attention_mask"].bool()
-                gathered.tokens += int(mask.sum())
-                mask = torch.empty(0) if bool(mask.all()) else mask  # nothing to leave out: no copy of the rows
+                ids = batch["input_ids"]
+                gathered.tokens += ids.numel()
                 seen.clear()
-                if model.config.is_encoder_decoder:  # type: ignore[union-attr]
-                    batch = {**batch, "decoder_input_ids": batch["input_ids"]}
+                if (start := decoder_start(model)) is not None:  # type: ignore[arg-type]
+                    batch["decoder_input_ids"] = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)
                 with autocast(precision, place):
                     hidden(model, **batch, use_cache=False)  # type: ignore[arg-type]
             for total in gathered.sums.values():

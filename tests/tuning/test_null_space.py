@@ -51,7 +51,8 @@ def test_moments_equal_a_direct_sum_and_sites_are_shared(make, tokenizer) -> Non
     ]
     with torch.no_grad():
         for batch in null_space.batches(tokenizer, TEXTS, 200, 20):
-            extra = {"decoder_input_ids": batch["input_ids"]} if model.config.is_encoder_decoder else {}
+            behind = torch.nn.functional.pad(batch["input_ids"][:, :-1], (1, 0), value=0)  # the decoder's start token
+            extra = {"decoder_input_ids": behind} if model.config.is_encoder_decoder else {}
             model.base_model(**batch, **extra)
     for handle in handles:
         handle.remove()
@@ -70,6 +71,26 @@ def test_moments_equal_a_direct_sum_and_sites_are_shared(make, tokenizer) -> Non
             == site["model.layers.0.mlp.up_proj"]
             != site["model.layers.0.mlp.down_proj"]
         )
+
+
+def test_the_decoders_start_token_is_part_of_what_general_text_uses() -> None:
+    """Every pass of the decoder begins with it, drift's included: it must not lie in the null space."""
+    model = t5()
+    with torch.no_grad():
+        model.shared.weight.copy_(torch.randn(20, 32, generator=torch.Generator().manual_seed(0)))
+    modules = {name: module for name, module in matching(model, PATTERN).items() if "decoder" in name}
+    ids = torch.randint(3, 20, (160, 16), generator=torch.Generator().manual_seed(1))  # the start, 0, is not among them
+    moments = null_space.second_moments(
+        model, modules, iter([{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    )
+    first: dict[str, torch.Tensor] = {}
+    for name, module in modules.items():
+        module.register_forward_hook(lambda _, x, y, name=name: first.__setitem__(name, x[0][:, 0].t()))
+    with torch.no_grad():
+        model(input_ids=ids[:1], decoder_input_ids=torch.zeros(1, 1, dtype=torch.long))
+    for name in ("decoder.block.0.layer.0.SelfAttention.v", "decoder.block.1.layer.0.SelfAttention.v"):
+        space, _ = null_space.low_energy(moments.sums[moments.site_of[name]] / moments.tokens, NullSpace(energy=0.01))
+        assert float((space(first[name]).norm() / first[name].norm()) ** 2) < 0.01
 
 
 @pytest.mark.parametrize(("energy", "complement"), [(0.02, False), (0.6, True)])
