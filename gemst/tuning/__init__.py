@@ -92,7 +92,7 @@ def run(
     batches = make_batches(config, examples, prompter, backbone.decoder_start(model))
     item_model = ItemModel(model, first, ids.level_sizes, config.tuning.loss == "vocabulary", white)
     if isinstance(batches, ChainBatches):
-        item_model.check_packed(batches.longest_trunk())  # now, not at the batch that holds it
+        item_model.check_packed(batches.longest_prompt())  # now, not at the batch that holds it
     norms = freeze_norms(model)
     method = methods.make(config, item_model, null_space, processes.shard)
     tuned = backbone.Tuned(model, tokenizer, ids, first, prompter)

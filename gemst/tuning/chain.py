@@ -92,10 +92,26 @@ class ChainBatches(Batches):
         asking = [half for half in halves if (self.asked[half.fresh : half.high] == half.task).any()]
         return [part for half in asking for part in self._fitting(half, start)]
 
-    def longest_trunk(self) -> int:
-        """Tokens of the longest trunk of the first epoch: what a model must be able to read at the least."""
-        trunks = [self.trunk_tokens[one.high] - self.trunk_tokens[one.low] for one in self.segments(0)]
-        return len(self.prompter.prefix) + int(max(trunks))
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that a cut of any epoch can give: what a model must be able to read.
+
+        No single epoch shows it: each is cut elsewhere. Exact where no segment has to be halved, else never too low.
+        """
+        most = self._longest(self.chain_items - self.overlap)
+        # A halved segment is no longer than its row, but for what one event alone makes too long.
+        return min(most, max(self.batch_tokens // len(self.tasks), self._longest(1)))
+
+    def _longest(self, fresh: int) -> int:
+        """Tokens of the longest prompt over all segments of `fresh` events and the overlap before them."""
+        start, ends, trunk = self.events.start, np.arange(1, len(self.asked) + 1), self.trunk_tokens
+        first = np.repeat(start[:-1], np.diff(start))
+        low = np.maximum(first, ends - fresh - self.overlap)
+        asked = np.isin(self.asked, self.tasks)
+        targets = np.r_[0, np.cumsum(asked)]
+        used = targets[ends] > targets[np.maximum(first, ends - fresh)]  # segments that no target is in are not made
+        branch = sum(np.diff(sums) for sums in self.branch_tokens.values())
+        hung = trunk[np.maximum(self.visible, low)] - trunk[low] + branch
+        return len(self.prompter.prefix) + int(max((trunk[ends] - trunk[low])[used].max(), hung[asked].max()))
 
     def length(self, segment: Segment) -> int:
         """Tokens of a segment."""

@@ -19,7 +19,7 @@ from gemst.tuning.chain import ChainBatches, Segment
 from gemst.tuning.events import load_events
 from gemst.tuning.model import ItemModel
 from gemst.tuning.single import SingleBatches
-from tests.tuning.conftest import ITEMS, gpt2, llama
+from tests.tuning.conftest import ITEMS, gpt2, llama, make_train
 
 
 def chain(train: pl.DataFrame, prompter: Prompter, **settings: int) -> ChainBatches:
@@ -105,6 +105,21 @@ def test_examples_that_do_not_say_when_they_were_clicked_are_refused(train: pl.D
 RAGGED = np.array([[20 + i % 4, 24 + i % 3, 27 + i] for i in range(ITEMS)])
 RAGGED[::2, 2] = -1  # IDs of two and three tokens
 RAGGED[0, 1] = -1  # and of one
+
+
+@pytest.mark.parametrize(("batch_tokens", "exact"), [(4096, True), (60, False)])
+@pytest.mark.parametrize(("chain_items", "tasks"), [(1, (0, 1)), (4, (0, 1)), (5, (1,)), (5, (0,)), (64, (0, 1))])
+def test_the_longest_prompt_is_that_of_all_cuts(tokenizer, chain_items, tasks, batch_tokens, exact) -> None:
+    """One long query, some events without an ID, some of them by the other task alone: what no batch exceeds."""
+    prompter = Prompter(tokenizer, RAGGED, {f"i{n}": n for n in range(ITEMS - 1)}, Prompts(), 20)
+    frame = make_train(5)
+    long = pl.when((pl.col("task") == "search") & (pl.int_range(pl.len()) == 13)).then(pl.lit("old " * 30))
+    made = chain(frame.with_columns(query=long.otherwise("query")), prompter, chain_items=chain_items, tasks=tasks,
+                 batch_tokens=batch_tokens)  # fmt: skip
+    longest = [max(int(made.collate(rows).position_ids.max()) + 1 for rows in made.plan(epoch)) for epoch in range(12)]
+    assert max(longest) <= made.longest_prompt()
+    assert max(longest) == made.longest_prompt() or not exact
+    assert len(set(longest)) > 1 or chain_items in (1, 64)  # the first epoch alone does not show it
 
 
 @pytest.mark.parametrize("style", ["compact", "paper"])  # without and with a suffix of a recommendation

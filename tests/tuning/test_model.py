@@ -116,12 +116,10 @@ def test_a_window_shorter_than_a_packed_prompt_is_refused(family, train, prompte
     with torch.no_grad():
         packed, alone = (torch.cat([items(batch) for batch in some]).sort().values for some in (chains, single))
     torch.testing.assert_close(packed, alone, atol=2e-5, rtol=1e-5)
-    trunk = make_batches(Config.model_validate({"tuning": {"layout": "chain"}}), train, prompter, None).longest_trunk()
-    assert 1 < trunk <= longest
-    model.config.sliding_window = trunk - 1
-    with pytest.raises(GemstError, match=rf"prompts of {trunk} tokens"):
-        items.check_packed(trunk)  # as tuning asks before its first step
+    items.check_packed(longest)
     model.config.sliding_window = longest - 1
+    with pytest.raises(GemstError, match=rf"prompts of {longest} tokens"):
+        items.check_packed(longest)  # as tuning asks before its first step, of all epochs' longest
     with pytest.raises(GemstError, match=r"Set tuning.layout: single, or lower tuning.chain_items"):
         [items(batch) for batch in chains]
     with torch.no_grad():
