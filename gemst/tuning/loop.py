@@ -144,7 +144,7 @@ def train(
             facts, tokens = _backward(model, method, micro, tuning, processes, observe)
             method.merge()
             norm = whole(torch.nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None]))
-            usable, born = math.isfinite(float(norm)), not method.needs_start
+            usable, born = math.isfinite(float(norm)) and method.finite(), not method.needs_start
             if usable:
                 torch.nn.utils.clip_grads_with_norm_(method.parameters(), tuning.clip, norm)
                 method.step(facts)

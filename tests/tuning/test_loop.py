@@ -17,6 +17,7 @@ from gemst.tuning.checkpoint import Checkpoints
 from gemst.tuning.events import load_events
 from gemst.tuning.loop import State, affordable, rate, train
 from gemst.tuning.methods import make
+from gemst.tuning.methods.fidelity import FidelityMethod
 from gemst.tuning.model import ItemModel
 from gemst.tuning.parallel import Processes
 from tests.tuning.conftest import ITEMS, llama
@@ -129,6 +130,24 @@ def test_a_pass_that_is_no_number_is_skipped(tmp_path, train, prompter, method, 
     assert all(parameter.isfinite().all() for parameter in items.parameters())
     assert losses[-1] < losses[1]
     assert ("steps/skipped", float(state.skipped)) in {(name, value) for _, name, value in state.curves}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_linear_whose_gradient_is_no_number_is_skipped_though_nothing_clips_it(
+    tmp_path, train, prompter, number, monkeypatch
+) -> None:
+    passes, real = [0], FidelityMethod.backward
+
+    def backward(self: FidelityMethod, losses, batch) -> None:
+        real(self, losses, batch)
+        passes[0] += 1
+        if passes[0] == 3:
+            next(iter(self.optimizer.gradients.values()))[0, 1, 2] = number
+
+    monkeypatch.setattr(FidelityMethod, "backward", backward)
+    items, state, _ = run(tmp_path, train, prompter, fidelity="paper", epochs=3, scores=[i / 100 for i in range(1, 99)])
+    assert state.skipped == 1
+    assert all(parameter.isfinite().all() for parameter in items.parameters())
 
 
 def test_a_step_of_one_task_logs_no_angle_between_two(tmp_path, train, prompter) -> None:

@@ -52,6 +52,9 @@ class Method(Protocol):
     def parameters(self) -> list[nn.Parameter]:
         """What gradient clipping looks at."""
 
+    def finite(self) -> bool:
+        """Whether the gradients that `parameters` does not show are numbers."""
+
     def step(self, facts: Facts) -> None:
         """One update, gradients cleared afterwards."""
 

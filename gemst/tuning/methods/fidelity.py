@@ -140,6 +140,11 @@ class FidelityMethod(FullMethod):
     def parameters(self) -> list[nn.Parameter]:
         return self.rows
 
+    def finite(self) -> bool:
+        """The Linears' gradients are not clipped, so nothing else looks at them."""
+        pairs = list(self.optimizer.gradients.values())
+        return bool(torch.nn.utils.get_total_norm(pairs).isfinite())
+
     def skip(self) -> None:
         self.optimizer.gradients = {}
         super().skip()

@@ -95,6 +95,9 @@ class GemsMethod:
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def finite(self) -> bool:
+        return True
+
     def step(self, facts: Facts) -> None:
         self.optimizer.signals = Signals(facts.losses, facts.targets)
         self.optimizer.step()

@@ -54,6 +54,9 @@ class PlainMethod:
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def finite(self) -> bool:
+        return True
+
     def step(self, facts: Facts) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
