@@ -24,6 +24,7 @@ from gemst.tuning.precision import autocast
 
 _OBSERVE_EVERY = 20
 _TIMED_STEPS = 20  # how often a time limit looks at the clock
+_SLOW_STEPS = 5  # of a process, at its start: they do not count for what a step takes
 _HOPELESS = 20  # steps in a row without usable gradients that end a run
 
 
@@ -41,6 +42,7 @@ class State:
     seconds: float = 0.0
     tokens: int = 0  # of all steps, padding left out
     stepping: float = 0.0  # seconds in steps alone: no validation, no checkpoint
+    validating: float = 0.0  # seconds of the longest validation: a run ends with one
     brake: Brake = field(default_factory=Brake)
     skipped: int = 0  # steps whose gradients were NaN or infinite
     in_a_row: int = 0  # of those, the last ones without one between
@@ -79,18 +81,29 @@ def schedule(batches: Batches, tuning: Tuning) -> int:
     raise AssertionError("batches never end")
 
 
-def _looks(state: State, timed_from: int, minutes: float, processes: Processes) -> bool:
-    """Whether a time limit looks at the clock now: every so many steps, and at slow ones once half of it is gone."""
-    if state.step <= timed_from:
+def _looks(state: State, begun: int, minutes: float, processes: Processes) -> bool:
+    """Whether a time limit looks at the clock now: every so many steps, and at slow ones once half of it is gone.
+
+    `begun` is the step that this process took the run up at: the first ones after it are slower than the rest.
+    """
+    if state.step <= begun + _SLOW_STEPS:
         return False
-    slow = state.step < _TIMED_STEPS and processes.agreed(state.seconds) > 30 * minutes
+    slow = state.step < begun + _TIMED_STEPS and processes.agreed(state.seconds) > 30 * minutes
     return slow or state.step % _TIMED_STEPS == 0
 
 
-def affordable(state: State, limit: float, per_step: float) -> int:
-    """Steps of the schedule that fit into `limit` seconds; it is only ever shortened, and never below the next step."""
-    left = int((limit - state.seconds) / per_step)
-    return min(state.total, max(state.step + left, state.step + 1))
+def affordable(state: State, limit: float, per_step: float, every: int) -> int:
+    """Steps of the schedule that fit into `limit` seconds, with a validation `every` so many and after the last.
+
+    The schedule is only ever shortened, and never below the next step.
+    """
+    total, left = state.step, limit - state.seconds - state.validating
+    while total < state.total:
+        left -= per_step + (state.validating if total % every == 0 else 0.0)  # a validation comes before the step
+        if left < 0:
+            break
+        total += 1
+    return min(state.total, max(total, state.step + 1))
 
 
 def train(
@@ -116,12 +129,14 @@ def train(
     peaks = [tuning.lr, tuning.item_lr]
     stream = _stream(batches, state, tuning.accumulate)
     began, timed = time.perf_counter() - state.seconds, 0.0
-    timed_from = state.step + _TIMED_STEPS // 4  # the first steps of a process are slower than the rest
+    begun = state.step
     for step, at_once in groupby(state.curves, key=lambda point: point[0]):  # of a resumed run: this log is a new one
         log(step, {name: value for _, name, value in at_once})
     if state.best_step is None:  # what tuning starts from is the first thing to beat
+        started = time.perf_counter()
         scores = validate()
         _judge(state, scores["valid/joint"], checkpoints, items, method)
+        state.validating = time.perf_counter() - started
         state.curves += [(0, name, value) for name, value in scores.items()]
         log(0, scores)
     items.train()
@@ -133,7 +148,7 @@ def train(
             if method.needs_start:
                 _backward(model, method, micro, tuning, processes, observe=False)
                 method.start()
-            if state.step == timed_from:
+            if state.step == begun + _SLOW_STEPS:
                 timed = time.perf_counter()
             started = time.perf_counter()
             observe = state.step % _OBSERVE_EVERY == 0
@@ -167,11 +182,13 @@ def train(
                 observed, rows = method.observations()
                 scalars |= observed
                 state.layers += [{"step": state.step, **row} for row in rows]
-            if tuning.max_minutes is not None and _looks(state, timed_from, tuning.max_minutes, processes):
-                per_step = (time.perf_counter() - timed) / (state.step - timed_from)
-                state.total = processes.agreed(affordable(state, 60 * tuning.max_minutes, per_step))
+            if tuning.max_minutes is not None and _looks(state, begun, tuning.max_minutes, processes):
+                per_step = (time.perf_counter() - timed) / (state.step - begun - _SLOW_STEPS)
+                state.total = processes.agreed(
+                    affordable(state, 60 * tuning.max_minutes, per_step, tuning.validate_every)
+                )
                 progress.total = state.total
-            judged = state.step % tuning.validate_every == 0 or state.step == state.total
+            judged, started = state.step % tuning.validate_every == 0 or state.step == state.total, time.perf_counter()
             if judged:
                 method.catch_up()
             if drift is not None and (state.brake.due(state.step, state.total) or judged):
@@ -182,6 +199,8 @@ def train(
                 scalars |= (scores := validate())
                 items.train()
                 _judge(state, scores["valid/joint"], checkpoints, items, method)
+                took = time.perf_counter() - started
+                state.validating, timed = max(state.validating, took), timed + took
             scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}  # no task, no loss
             state.curves += [(state.step, name, value) for name, value in scalars.items()]
             log(state.step, scalars)

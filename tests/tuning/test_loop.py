@@ -27,7 +27,7 @@ class Killed(Exception):
     """Stands for kill -9: nothing after it runs."""
 
 
-def run(folder: Path, train_frame, prompter, *, die_at: int | None = None, scores=None, **tuning):
+def run(folder: Path, train_frame, prompter, *, die_at: int | None = None, scores=None, validate=None, **tuning):
     defaults = {
         "rank": 8, "refresh_every": 5, "epochs": 8, "precision": "fp32", "lr": 1e-2, "item_lr": 1e-2,
         "checkpoint_every": 4,
@@ -49,7 +49,7 @@ def run(folder: Path, train_frame, prompter, *, die_at: int | None = None, score
 
     state = train(
         items, method, batches, config.tuning, processes=Processes(config.tuning), seed=config.seed,
-        validate=lambda: {"valid/joint": next(queue, time.monotonic())}, log=log,
+        validate=validate or (lambda: {"valid/joint": next(queue, time.monotonic())}), log=log,
         checkpoints=Checkpoints(folder / "c", "x"),
     )  # fmt: skip
     return items, state, losses
@@ -194,7 +194,7 @@ def test_a_time_limit_shortens_the_schedule(tmp_path: Path, train, prompter) -> 
     _, state, _ = run(
         tmp_path, train, prompter, epochs=4000, max_minutes=0.03, scores=[0.1 + i / 1e4 for i in range(3000)]
     )
-    assert 20 <= state.step < 3000
+    assert 5 < state.step < 3000
     assert state.step == state.total
 
 
@@ -205,6 +205,47 @@ def test_slow_steps_do_not_outrun_a_time_limit(tmp_path: Path, train, prompter, 
     _, state, _ = run(tmp_path, train, prompter, epochs=400, max_minutes=1 / 6, scores=[0.1] * 99, patience=99)
     assert 6 < state.step < 14
     assert state.step == state.total
+
+
+class Clock:
+    """Stands for `perf_counter`: it goes on when told."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, step: float) -> None:
+        self.now, real = 0.0, loop._backward
+
+        def backward(*given, **named):
+            self.now += step
+            return real(*given, **named)
+
+        patch.setattr(loop.time, "perf_counter", lambda: self.now)
+        patch.setattr(loop, "_backward", backward)
+
+    def validated(self, seconds: float) -> dict[str, float]:
+        self.now += seconds
+        return {"valid/joint": self.now}
+
+
+@pytest.mark.parametrize("every", [12, 1000])
+def test_a_time_limit_keeps_time_for_the_last_validation(tmp_path, train, prompter, monkeypatch, every) -> None:
+    """Steps of a second, validations of thirty: three minutes are enough for both, and are not outrun."""
+    clock = Clock(monkeypatch, 1.0)
+    _, state, _ = run(
+        tmp_path, train, prompter, epochs=400, max_minutes=3, method="full", validate_every=every, patience=99,
+        validate=lambda: clock.validated(30.0),
+    )  # fmt: skip
+    assert state.validating == 30
+    assert 180 - 31 < clock.now <= 180 if every == 1000 else state.step == 36  # one more would be 187 s
+
+
+def test_a_resumed_run_looks_at_its_clock_as_early_as_a_new_one(tmp_path, train, prompter, monkeypatch) -> None:
+    """Taken up at step 24, steps take ten times as long: at step 40 alone it would be late."""
+    clock = Clock(monkeypatch, 1.0)
+    given = {"epochs": 400, "max_minutes": 3, "method": "full", "validate_every": 1000}
+    with pytest.raises(Killed):
+        run(tmp_path, train, prompter, die_at=25, validate=lambda: clock.validated(1.0), **given)
+    slow = Clock(monkeypatch, 10.0)
+    _, state, _ = run(tmp_path, train, prompter, validate=lambda: slow.validated(1.0), **given)
+    assert state.seconds <= 180
 
 
 def test_a_step_of_more_batches_than_all_epochs_have_is_refused(tmp_path: Path, train, prompter) -> None:
@@ -237,7 +278,12 @@ def test_a_token_budget_is_the_schedules_end(tmp_path: Path, train, prompter, ac
 )
 def test_a_schedule_is_shortened_to_what_the_limit_affords(step, seconds, per_step, total) -> None:
     """400 s and 200 steps: enough at 2 s a step, cut at 4 s; out of time, one more step ends the run."""
-    assert affordable(State(step=step, seconds=seconds, total=200), 400.0, per_step) == total
+    assert affordable(State(step=step, seconds=seconds, total=200), 400.0, per_step, 999) == total
+    assert affordable(State(step=step, seconds=seconds - 8, total=200, validating=8.0), 400.0, per_step, 999) == total
+    halfway = State(
+        step=100, seconds=300.0, total=200, validating=8.0
+    )  # 8 s at the end, at 110 and, still to come, now
+    assert affordable(halfway, 400.0, 4.0, 10) == 119
 
 
 def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path: Path, train, prompter) -> None:
