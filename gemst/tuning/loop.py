@@ -36,6 +36,7 @@ class State:
     epoch: int = 0
     batch: int = 0  # batches of the epoch already used
     total: int = 0  # steps of the schedule
+    factor: float = 0.0  # the schedule's, of the last step
     best: float = -math.inf
     best_step: int | None = None
     stale: int = 0  # validations since the best
@@ -50,13 +51,27 @@ class State:
     layers: list[dict[str, Any]] = field(default_factory=list)
 
 
+def warming(tuning: Tuning, total: int) -> int:
+    """Steps of the warm-up."""
+    return max(1, round(tuning.warmup * total))
+
+
 def rate(tuning: Tuning, step: int, total: int) -> float:
     """Learning-rate factor of a step: linear warm-up, then cosine, linear or constant."""
-    warm = max(1, round(tuning.warmup * total))
+    warm = warming(tuning, total)
     if step < warm:
         return (step + 1) / warm
     done = (step - warm) / max(1, total - warm)
     return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[tuning.schedule]
+
+
+def paced(tuning: Tuning, state: State) -> float:
+    """`rate` of the next step, but no steeper than a warm-up: where a time limit cuts the schedule, `rate` jumps.
+
+    The hair above one step of the warm-up keeps its rounding from being taken for a jump.
+    """
+    steepest = (1 + 1e-9) / warming(tuning, state.total)
+    return min(rate(tuning, state.step, state.total), state.factor + steepest)
 
 
 def schedule(batches: Batches, tuning: Tuning) -> int:
@@ -152,7 +167,7 @@ def train(
                 timed = time.perf_counter()
             started = time.perf_counter()
             observe = state.step % _OBSERVE_EVERY == 0
-            factor = rate(tuning, state.step, state.total)
+            factor = state.factor = paced(tuning, state)
             speeds = (factor * state.brake.factor, factor)
             for group, peak, speed in zip(method.optimizer.param_groups, peaks, speeds, strict=True):
                 group["lr"] = peak * speed

@@ -15,7 +15,7 @@ from gemst.tuning import loop
 from gemst.tuning.chain import ChainBatches
 from gemst.tuning.checkpoint import Checkpoints
 from gemst.tuning.events import load_events
-from gemst.tuning.loop import State, affordable, rate, train
+from gemst.tuning.loop import State, affordable, paced, rate, train, warming
 from gemst.tuning.methods import make
 from gemst.tuning.methods.fidelity import FidelityMethod
 from gemst.tuning.model import ItemModel
@@ -188,6 +188,29 @@ def test_schedule_warms_up_and_ends_near_zero() -> None:
     assert factors[-1] < 0.01
     assert factors[:5] == sorted(factors[:5])
     assert factors[5:] == sorted(factors[5:], reverse=True)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_a_schedule_that_nothing_cuts_has_its_own_factors_to_the_bit(schedule: str) -> None:
+    for total, warmup in itertools.product((1, 7, 49, 60, 977, 3000), (0.0, 0.05, 0.3, 1.0)):
+        tuning = Config.model_validate({"tuning": {"schedule": schedule, "warmup": warmup}}).tuning
+        state = State(total=total)
+        for state.step in range(total):
+            state.factor = paced(tuning, state)
+            assert state.factor == rate(tuning, state.step, total)
+
+
+@pytest.mark.parametrize(("total", "cut"), [(1000, 300), (2000, 200), (3000, 21)])
+def test_a_schedule_that_is_cut_in_its_warm_up_goes_on_warming_up(total: int, cut: int) -> None:
+    tuning = Config().tuning
+    state, factors = State(total=total), []
+    for state.step in range(cut):
+        state.total = total if state.step < 20 else cut
+        state.factor = paced(tuning, state)
+        factors.append(state.factor)
+    steepest = 1.001 / warming(tuning, cut)
+    assert all(after - before <= steepest for before, after in itertools.pairwise(factors))
+    assert factors[-1] <= rate(tuning, cut - 1, cut) < 0.01 or cut == 21
 
 
 def test_a_time_limit_shortens_the_schedule(tmp_path: Path, train, prompter) -> None:
