@@ -47,8 +47,7 @@ def freeze_norms(model: nn.Module) -> dict[str, nn.Module]:
     """Replace every RMSNorm of `model` in place; returns the originals for `thaw_norms`."""
     originals = {name: m for name, m in model.named_modules() if _is_rms(m)}
     for name, original in originals.items():
-        eps = getattr(original, "variance_epsilon", getattr(original, "eps", 1e-6))
-        model.set_submodule(name, FrozenRMSNorm(original.weight, eps))
+        model.set_submodule(name, FrozenRMSNorm(original.weight, _eps(original)))
     return originals
 
 
@@ -58,9 +57,15 @@ def thaw_norms(model: nn.Module, originals: dict[str, nn.Module]) -> None:
         model.set_submodule(name, original)
 
 
+def _eps(module: nn.Module) -> Any:
+    return getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6))
+
+
 def _is_rms(module: nn.Module) -> bool:
-    # Gemma's norm multiplies by 1 + w, so only the plain kinds are taken.
-    return type(module).__name__ in (
+    # Gemma's norm multiplies by 1 + w, so only the plain kinds are taken; torch's own may lack weight and eps.
+    weight: Tensor | None = getattr(module, "weight", None)
+    whole = weight is not None and weight.dim() == 1 and isinstance(_eps(module), float)
+    return whole and type(module).__name__ in (
         "LlamaRMSNorm",
         "MistralRMSNorm",
         "Qwen2RMSNorm",

@@ -29,3 +29,13 @@ def test_same_outputs_and_gradients(make, inputs) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     thaw_norms(model, originals)
     assert [type(m) for m in model.modules()] == kinds
+
+
+@pytest.mark.parametrize("settings", [{"elementwise_affine": False, "eps": 1e-5}, {"eps": None}])
+def test_a_norm_without_a_weight_or_an_eps_of_its_own_stays_as_it_is(settings) -> None:
+    """DiffLlama's groupnorm is the first kind."""
+    model = torch.nn.Sequential(torch.nn.RMSNorm(8, **settings), torch.nn.RMSNorm(8, eps=1e-5)).requires_grad_(False)
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    before = model(x)
+    assert list(freeze_norms(model)) == ["1"]
+    torch.testing.assert_close(model(x), before)
