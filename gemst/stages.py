@@ -145,6 +145,10 @@ def null_space(config: Config) -> Summary:
         summary.read["tokens"] = manifest["tokens"]
         summary.written["projectors"] = len(manifest["sites"])
         summary.notes.append(f"null space: {kept / width:.0%} of all input dimensions")
+        if bare := manifest["bare"]:
+            summary.notes.append(
+                f"{len(bare)} inputs have none and get one direction against the rule: {', '.join(bare)}"
+            )
     return summary
 
 

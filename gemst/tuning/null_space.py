@@ -134,21 +134,27 @@ class Moments:
     tokens: int
 
 
+def below(values: Tensor, settings: NullSpace) -> int:
+    """How many of the eigenvalues `values` (n,), ascending, the rule keeps: perhaps none, perhaps all.
+
+    rule energy: the most directions that together hold at most `energy` of the trace; absolute: eigenvalues below
+    `threshold` (the paper's rule).
+    """
+    if settings.rule == "energy":
+        return int((values.cumsum(0) <= settings.energy * values.sum()).sum())
+    return int((values < settings.threshold).sum())
+
+
 def low_energy(moment: Tensor, settings: NullSpace) -> tuple[Range, Tensor]:
     """P of one site and the eigenvalues of C / tokens, ascending. `moment` (n, n) is C, normalised.
 
-    rule energy: the most directions that together hold at most `energy` of the trace; absolute: eigenvalues below
-    `threshold` (the paper's rule). Always leaves at least one direction on either side.
+    Always leaves at least one direction on either side.
     """
     found = np.linalg.eigh(moment.cpu().numpy())  # LAPACK, without the GIL
     values, vectors = (torch.from_numpy(part) for part in found)
     values = values.clamp(min=0)
-    if settings.rule == "energy":
-        kept = int((values.cumsum(0) <= settings.energy * values.sum()).sum())
-    else:
-        kept = int((values < settings.threshold).sum())
     width = moment.shape[0]
-    kept = min(max(kept, 1), width - 1)
+    kept = min(max(below(values, settings), 1), width - 1)
     if kept <= width // 2:
         return Range(vectors[:, :kept].float().contiguous(), complement=False), values
     return Range(vectors[:, kept:].float().contiguous(), complement=True), values
@@ -184,7 +190,9 @@ def build(
 ) -> dict[str, Any]:
     """Collect moments with the model run in `precision`, choose P per site, write `out`; returns the manifest.
 
-    Raises GemstError when there are fewer tokens than the widest site has directions: most of them would look unused.
+    Raises GemstError when there are fewer tokens than the widest site has directions: most of them would look unused;
+    and when the rule keeps no direction of any site. Where it keeps none of some, `bare` in the manifest names them:
+    their one direction is against the rule.
     """
     length = min(settings.sequence_length, context_length(model) or settings.sequence_length)
     count = max(settings.tokens // (4 * length), 1)
@@ -196,11 +204,15 @@ def build(
             f"the general corpus gives {moments.tokens:,} tokens, fewer than the {widest:,} inputs of a Linear",
             "Point null_space.corpus at more text, or raise null_space.tokens",
         )
-    tensors, sites = {}, {}
+    tensors, sites, bare = {}, {}, []
     for site, (space, values) in track(_decompose(moments, settings), "eigendecompositions", total=len(moments.sums)):
         total = moments.sums[site]
         tensors[f"{site}.basis"], tensors[f"{site}.eigenvalues"] = space.basis, values.float()
         sites[site] = {"complement": space.complement, "dimensions": space.dimensions, "width": total.shape[0]}
+        bare += [site] if below(values, settings) == 0 else []
+    if len(bare) == len(sites):
+        setting = f"null_space.{settings.rule if settings.rule == 'energy' else 'threshold'}"
+        raise GemstError(f"{setting} leaves no Linear a null space", f"Raise {setting}")
     manifest = {
         "backbone": fingerprint(model),
         "corpus": hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16],
@@ -208,6 +220,7 @@ def build(
         "tokens": moments.tokens,
         "site_of": moments.site_of,
         "sites": sites,
+        "bare": bare,
     }
     manifest["hash"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
     from safetensors.torch import save_file

@@ -6,6 +6,7 @@ import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from gemst.errors import GemstError
 from gemst.evaluation.drift import drift
 from gemst.tuning import null_space
 from gemst.tuning.subspace import matching
-from tests.tuning.conftest import ITEMS, gpt2, llama, t5
+from tests.tuning.conftest import ITEMS, WORDS, gpt2, llama, t5
 from tests.tuning.test_subspace import PATTERN
 
 TEXTS = ["the good old comedy , a bad new film . History : drama"] * 40
@@ -164,6 +165,35 @@ def test_fewer_tokens_than_directions_are_no_null_space(tmp_path: Path, tokenize
         null_space.build(
             model, tokenizer, matching(model, PATTERN), TEXTS, NullSpace(tokens=40, sequence_length=20), tmp_path / "p"
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"energy": 0.0}, r"null_space\.energy leaves no Linear a null space.*Raise null_space\.energy"),
+        ({"rule": "absolute", "threshold": 1e-12}, r"null_space\.threshold leaves no Linear a null space"),
+    ],
+)
+def test_a_rule_that_keeps_no_direction_of_any_input_is_refused(tmp_path: Path, tokenizer, settings, said) -> None:
+    model = llama()
+    modules = matching(model, r"layers\.1\..*(q_proj|gate_proj)$")  # the first layer's inputs are twenty words alone
+    texts = [" ".join(np.random.default_rng(0).choice(WORDS, 400))]
+    made = NullSpace(tokens=400, sequence_length=20, **settings)
+    with pytest.raises(GemstError, match=said):
+        null_space.build(model, tokenizer, modules, texts, made, tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_inputs_that_the_rule_leaves_nothing_are_named(tmp_path: Path, tokenizer) -> None:
+    model = llama()
+    _, moments = collect(model, tokenizer)
+    least = {site: float(torch.linalg.eigvalsh(sums / 200)[0]) for site, sums in moments.sums.items()}
+    between = sorted(least.values())[len(least) // 2]
+    settings = NullSpace(tokens=200, sequence_length=20, rule="absolute", threshold=max(between, 1e-12) * 1.0001)
+    manifest = null_space.build(model, tokenizer, matching(model, PATTERN), TEXTS, settings, tmp_path / "p")
+    assert set(manifest["bare"]) == {site for site, value in least.items() if max(value, 0) >= settings.threshold}
+    assert 0 < len(manifest["bare"]) < len(least)
+    assert all(manifest["sites"][site]["dimensions"] == 1 for site in manifest["bare"])
 
 
 def test_sequences_are_no_longer_than_a_backbone_has_positions(tmp_path: Path, tokenizer) -> None:
