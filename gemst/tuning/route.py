@@ -32,11 +32,16 @@ class Route:
     def split(self, x: Tensor) -> int | None:
         """Where the search part of `x` begins along its first dimension; None where it has no such place.
 
-        Raises GemstError when a row was said that is not there.
+        Raises GemstError when a row was said that is not there, or when rows may be flattened and nobody said how.
         """
         if self.boundary is None or self.boundary == UNSAID:
             return self.boundary
         if self.shape is None:
+            if x.dim() == 2:
+                raise GemstError(
+                    f"a Linear sees {x.shape[0]} rows without positions: is each a row of the batch, or a position?",
+                    "Say it: give Gems.begin or Attached.announce the `shape`, (rows, (positions,))",
+                )
             if self.boundary > x.shape[0]:
                 raise GemstError(f"search rows begin at {self.boundary}, the batch has {x.shape[0]}", "See Gems.begin")
             return self.boundary

@@ -136,6 +136,14 @@ def test_linears_that_see_flattened_rows_are_split_in_the_right_place() -> None:
     assert worst(attached.layers, expected) < 1e-6
 
 
+def test_flattened_rows_that_nobody_spoke_of_are_not_split_by_guess() -> None:
+    attached = attach(opt(), r"(fc1|fc2|q_proj)$", rank=8)
+    fill_bases(attached.layers)
+    attached.announce(2, (2, 3))
+    with pytest.raises(GemstError, match=r"sees \d+ rows without positions.*Gems.begin.*`shape`"):
+        row_losses(attached.model, inputs(2))
+
+
 def opt() -> OPTForCausalLM:
     torch.manual_seed(0)
     config = OPTConfig(
