@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,8 +44,9 @@ def test_the_documented_lines_tune_inside_the_trainer(tmp_path: Path) -> None:
             history.extend(value for name, value in logs.items() if name == "loss")
 
     names = {
-        "attach": attach, "Tuning": Tuning, "Gems": Gems, "Gate": Gate, "Gates": Gates, "Trainer": Observed,
-        "model": model, "default_data_collator": default_data_collator, "arguments": arguments, "rows": rows,
+        "attach": attach, "Tuning": Tuning, "Gems": partial(Gems, weight_decay=0.1), "Gate": Gate, "Gates": Gates,
+        "Trainer": Observed, "model": model, "default_data_collator": default_data_collator,
+        "arguments": arguments, "rows": rows,
     }  # fmt: skip
     exec(recipe.group(1), names)
     assert sum(history[-4:]) < 0.9 * sum(history[:4])
@@ -55,3 +57,4 @@ def test_the_documented_lines_tune_inside_the_trainer(tmp_path: Path) -> None:
     gems = names["gems"]
     assert gems.skipped == 0
     assert gems.param_groups[0]["steps"] == 15 * 4 - 1
+    assert not any(gems.param_groups[0]["shrunk"])  # no decay is lost with the layers
