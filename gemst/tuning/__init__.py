@@ -99,7 +99,7 @@ def run(
     validation = Validation(config, item_model, tuned, train, valid, processes)
     checkpoints = Checkpoints(
         tuning_folder.with_name(f".{tuning_folder.name}.checkpoints"),
-        _identity(config, [train, valid, items], ids, untuned, null_space, item_rows),
+        _identity(config, [train, valid, items], ids, untuned, general, null_space, item_rows),
     )
     limit = config.tuning.drift_limit
     drift = None if limit is None else DriftLimit(item_model, method, tokenizer, general, limit, processes)
@@ -159,8 +159,10 @@ def _release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _identity(config: Config, frames: list[pl.DataFrame], ids: ItemIds, backbone: str, *made: Path) -> str:
-    """What a run is made of: every column of its tables, row by row, and how it is validated.
+def _identity(
+    config: Config, frames: list[pl.DataFrame], ids: ItemIds, backbone: str, general: list[str], *made: Path
+) -> str:
+    """What a run is made of: every column of its tables, row by row, the drift limit's text, and how it is validated.
 
     How many processes share the work is no part.
     """
@@ -169,7 +171,8 @@ def _identity(config: Config, frames: list[pl.DataFrame], ids: ItemIds, backbone
     parts["exclude_seen"] = config.evaluation.exclude_seen
     tables = [hashlib.sha256(frame.hash_rows(seed=1).to_numpy().tobytes()).hexdigest() for frame in frames]
     manifests = [path.read_text() for folder in made if (path := folder / "manifest.json").exists()]
-    content = json.dumps([parts, tables, backbone, ids.item_id, manifests], sort_keys=True, default=str)
+    text = hashlib.sha256("\0".join(general).encode()).hexdigest()
+    content = json.dumps([parts, tables, backbone, text, ids.item_id, manifests], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,16 @@ if TYPE_CHECKING:
 class Checkpoints:
     """`last-<step>` resumes a run, `best-<step>` holds the weights of its best validation.
 
-    `identity` names what the run is made of (config, data, IDs): a checkpoint of another run is not resumed. Every
-    process calls every method; `folder` must be the same for all of them.
+    `identity` names what the run is made of (config, data, IDs): a checkpoint of another run is not resumed, nor one of
+    a gemst that keeps another state. Every process calls every method; `folder` must be the same for all of them.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
-        self.folder, self.identity = folder, identity
+        from gemst.tuning.drift_limit import Brake
+        from gemst.tuning.loop import State
+
+        kept = [field.name for kind in (State, Brake) for field in fields(kind)]
+        self.folder, self.identity = folder, " ".join([identity, *kept])
         self._best_of_last: int | None = None  # the best step that `last` refers to
 
     def save(self, state: State, items: ItemModel, method: Method) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gemst.config import Config
 from gemst.errors import GemstError
-from gemst.tuning import loop
+from gemst.tuning import _identity, loop
 from gemst.tuning.chain import ChainBatches
 from gemst.tuning.checkpoint import Checkpoints
 from gemst.tuning.events import load_events
@@ -315,3 +317,21 @@ def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path: Path, train, promp
     config = Config.model_validate({"null_space": {"rule": "none"}, "tuning": {"rank": 8}})
     items = ItemModel(llama(20 + ITEMS), 20, (ITEMS,), False)
     assert Checkpoints(tmp_path / "c", "another").resume(items, make(config, items, tmp_path)) is None
+
+
+def test_a_checkpoint_of_another_gemst_is_not_resumed(tmp_path: Path, train, prompter, monkeypatch) -> None:
+    """Its state has a field that this one's lacks."""
+    other = dataclasses.make_dataclass("State", [("unheard_of", int, 0)], bases=(State,))
+    with pytest.raises(Killed), monkeypatch.context() as patch:
+        patch.setattr(loop, "State", other)
+        run(tmp_path, train, prompter, die_at=7)
+    _, state, losses = run(tmp_path, train, prompter, scores=[0.1] * 99)
+    assert len(losses) == state.step
+
+
+def test_what_a_run_is_made_of_includes_the_text_its_drift_is_limited_on(train) -> None:
+    ids = SimpleNamespace(item_id=["i1"])
+    one, again, other = (
+        _identity(Config(), [train], ids, "backbone", ["a text", more]) for more in ("more", "more", "changed")
+    )
+    assert one == again != other
