@@ -51,6 +51,8 @@ class Validation:
 
     def __call__(self) -> dict[str, float]:
         """valid/ndcg10_recommendation, valid/ndcg10_search and valid/joint: their harmonic mean over tuned tasks."""
+        from gemst.evaluation.metrics import harmonic_mean
+
         gathered = pl.concat(self.processes.gathered(self._scores()))
         by_task = {
             task: float(scores["ndcg@10"].mean() or 0.0)  # type: ignore[arg-type]
@@ -58,8 +60,8 @@ class Validation:
             if len(scores := gathered.filter(task=task))
         }
         wanted = [value for task, value in by_task.items() if self.config.tuning.tasks in ("both", task)]
-        joint = len(wanted) / sum(1 / max(value, 1e-9) for value in wanted) if wanted else 0.0
-        return {f"valid/ndcg10_{task}": value for task, value in by_task.items()} | {"valid/joint": joint}
+        told = {f"valid/ndcg10_{task}": value for task, value in by_task.items()}
+        return told | {"valid/joint": harmonic_mean(wanted)}
 
     def _scores(self) -> pl.DataFrame:
         """task and ndcg@10 of this process's examples."""
@@ -67,9 +69,10 @@ class Validation:
         from gemst.ranking import rank
 
         self.items.eval()
-        with self.processes.unsharded(self.items), autocast(self.config.tuning.precision, self.processes.device):
-            self.items.fold()
-            ranked = rank(self.tuned, self.examples, 10, self.config.ranking, self.seen)
+        with self.processes.unsharded(self.items):
+            self.items.fold()  # outside autocast: the rows are those that will be exported
+            with autocast(self.config.tuning.precision, self.processes.device):
+                ranked = rank(self.tuned, self.examples, 10, self.config.ranking, self.seen)
         relevant = (
             self.examples.with_row_index("row").select("row", item_id="targets").explode("item_id", empty_as_null=True)
         )
