@@ -218,6 +218,7 @@ def build(
         "corpus": hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16],
         "settings": settings.model_dump(mode="json"),
         "tokens": moments.tokens,
+        "decoder_start": decoder_start(model),
         "site_of": moments.site_of,
         "sites": sites,
         "bare": bare,
@@ -251,6 +252,8 @@ def load(folder: Path, model: PreTrainedModel, settings: NullSpace) -> tuple[dic
     manifest = read_json(require(folder / "manifest.json", made_by="gemst null-space"))
     if manifest["backbone"] != fingerprint(model):
         raise GemstError(f"{folder} was made for another backbone", "Run `gemst null-space` with the present backbone")
+    if manifest.get("decoder_start") != decoder_start(model):
+        raise GemstError(f"{folder} has not seen the decoder's start token", "Run `gemst null-space` again")
     unread = "threshold" if settings.rule == "energy" else "energy"
     for name, value in settings.model_dump(mode="json", exclude={"corpus", unread}).items():
         if (made := manifest["settings"].get(name)) != value:

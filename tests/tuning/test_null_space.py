@@ -14,6 +14,7 @@ from gemst.backbone import add_item_tokens
 from gemst.config import NullSpace
 from gemst.errors import GemstError
 from gemst.evaluation.drift import drift
+from gemst.files import read_json, write_json
 from gemst.tuning import null_space
 from gemst.tuning.subspace import matching
 from tests.tuning.conftest import ITEMS, WORDS, gpt2, llama, t5
@@ -129,6 +130,18 @@ def test_artefact_round_trip_and_refusal_of_another_backbone(tmp_path: Path, tok
         other.model.layers[0].self_attn.q_proj.weight += 1e-3
     with pytest.raises(GemstError, match=r"made for another backbone.*gemst null-space"):
         null_space.load(tmp_path / "p", other, settings)
+
+
+def test_projectors_that_have_not_seen_the_decoders_start_token_are_refused(tmp_path: Path, tokenizer) -> None:
+    model, settings = t5(), NullSpace(tokens=400, sequence_length=20)
+    modules = {name: module for name, module in matching(model, PATTERN).items() if "decoder" not in name}
+    null_space.build(model, tokenizer, modules, TEXTS, settings, tmp_path / "p")
+    assert set(null_space.load(tmp_path / "p", model, settings)[0]) == set(modules)
+    manifest = read_json(tmp_path / "p" / "manifest.json")
+    assert manifest.pop("decoder_start") == 0
+    write_json(tmp_path / "p" / "manifest.json", manifest)
+    with pytest.raises(GemstError, match=r"decoder's start token.*gemst null-space"):
+        null_space.load(tmp_path / "p", model, settings)
 
 
 @pytest.mark.parametrize("make", [llama, t5, gpt2])
