@@ -158,10 +158,13 @@ def add_item_tokens(
 
     A head tied to the input embedding is untied; old rows keep their bits. Returns the vocabulary id of the first
     new token. They are special tokens, so that text encoded with `split_special_tokens` can never spell one.
-    Raises GemstError when the tokenizer knows one of them already, or its ids have gaps.
+    Raises GemstError when the tokenizer knows one of them already, or its ids have gaps, or the family makes its logits
+    in a way of its own.
     """
     import torch
     from tokenizers import AddedToken
+
+    from gemst import probe
 
     first = len(tokenizer)
     if max(tokenizer.get_vocab().values(), default=-1) >= first:
@@ -176,6 +179,7 @@ def add_item_tokens(
         raise GemstError(
             f"the tokenizer knows item tokens already, such as {tokens[0]!r}", "Start from a plain backbone"
         )
+    own_logits = probe.own_logits(model, first)
     size = max(first + len(tokens), vocabulary(model).shape[0])  # T5 keeps spare rows: they come first
     own = output_head(model).weight.detach().clone()
     model.resize_token_embeddings(size, mean_resizing=False)
@@ -190,6 +194,7 @@ def add_item_tokens(
         bias = output_bias(model)
         if bias is not None:  # a spare row of the vocabulary may have a large one, below every word
             bias[first : first + len(tokens)] = 0
+    probe.check(model, own_logits)
     return first
 
 
