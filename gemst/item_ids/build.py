@@ -84,7 +84,7 @@ def _extend(items: pl.DataFrame, config: Config, folder: Path) -> tuple[ItemIds,
         from gemst.item_ids import semantic
 
         sizes = published.level_sizes
-        _check_room(len(published.item_id) + len(fresh), sizes)
+        _check_room(len(published.item_id) + len(fresh), sizes, retired=int((~kept).sum()))
         quantizer = semantic.Quantizer.load(require(folder / _QUANTIZER, made_by="gemst tokenize"))
         before, codes = semantic.place(quantizer, fresh, published.codes, config)
     generation = np.full(len(fresh), int(manifest["generation"]) + 1, np.int32)
@@ -139,11 +139,18 @@ def _settings(config: Config) -> dict[str, Any]:
     return shared
 
 
-def _check_room(n: int, sizes: tuple[int, ...]) -> None:
+def _check_room(n: int, sizes: tuple[int, ...], retired: int | None = None) -> None:
+    """Raise GemstError when `n` IDs are too many; `retired` of them are, where published ones are extended."""
     room = int(np.prod(np.array(sizes, dtype=object)))
-    if n > room:
-        raise GemstError(
-            f"{n:,} items do not fit item_ids.levels = {len(sizes)} "
-            f"of item_ids.codebook_size = {sizes[0]} ({room:,} IDs)",
-            "Raise item_ids.levels or item_ids.codebook_size",
+    if n <= room:
+        return
+    fix = "Raise item_ids.levels or item_ids.codebook_size"
+    if retired is not None:
+        fix = (
+            f"Published IDs never move and {retired:,} of them are retired: build new ones with more room "
+            "(item_ids.extends: null, larger item_ids.levels or item_ids.codebook_size) and tune again"
         )
+    raise GemstError(
+        f"{n:,} items do not fit item_ids.levels = {len(sizes)} of item_ids.codebook_size = {sizes[0]} ({room:,} IDs)",
+        fix,
+    )

@@ -143,6 +143,16 @@ def test_too_many_items_name_the_fields_to_raise(tmp_path: Path) -> None:
         item_ids.build(catalogue(), behaviour(), configured("rq-kmeans", levels=2), tmp_path / "ids")
 
 
+def test_a_full_space_of_published_ids_needs_new_ones(tmp_path: Path) -> None:
+    """The settings of an extension are those of its build: to raise them there is no way out."""
+    item_ids.build(catalogue(64), behaviour(64), configured("rq-kmeans", levels=2), tmp_path / "g0")
+    settings = configured("rq-kmeans", levels=2, extends=tmp_path / "g0")
+    with pytest.raises(
+        GemstError, match=r"65 items .*never move and 3 of them are retired: .*extends: null.*tune again"
+    ):
+        item_ids.build(catalogue(65)[3:], behaviour(), settings, tmp_path / "g1")
+
+
 def test_a_full_code_space_still_works(tmp_path: Path) -> None:
     quality = item_ids.build(catalogue(64), behaviour(), configured("rq-kmeans", levels=2), tmp_path / "ids")
     assert quality["unique_ratio_after"] == 1.0
