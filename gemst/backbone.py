@@ -108,8 +108,12 @@ def is_encoder_decoder(model: PreTrainedModel) -> bool:
 
 
 def decoder_start(model: PreTrainedModel) -> int | None:
-    """The first token of an encoder-decoder's decoder; None for decoder-only models."""
-    return model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
+    """The first token of an encoder-decoder's decoder, 0 where it names none; None for decoder-only models."""
+    if not is_encoder_decoder(model):
+        return None
+    places = (model.config, getattr(model, "generation_config", None))
+    named = (getattr(place, "decoder_start_token_id", None) for place in places)
+    return next((int(token) for token in named if token is not None), 0)
 
 
 def takes_positions(model: PreTrainedModel) -> bool:

@@ -104,6 +104,22 @@ def test_windows_go_by_other_names_too() -> None:
     assert backbone.attention_window(Llama4ForCausalLM(chunked)) == 6
 
 
+@pytest.mark.parametrize(
+    ("config", "generation", "start"),
+    [(None, None, 0), (None, 3, 3), (2, 3, 2)],
+    ids=["nowhere", "for generation", "both"],
+)
+def test_a_decoder_starts_somewhere(config: int | None, generation: int | None, start: int) -> None:
+    model = FAMILIES["t5"](9)
+    if config is None:
+        del model.config.decoder_start_token_id
+    else:
+        model.config.decoder_start_token_id = config
+    model.generation_config.decoder_start_token_id = generation
+    assert backbone.decoder_start(model) == start
+    assert backbone.decoder_start(FAMILIES["llama"](9)) is None
+
+
 def test_a_scaled_head_stays_scaled_after_export(tmp_path: Path) -> None:
     """T5 multiplies states by d^-0.5 before a tied head. Item rows untie it; the scores must not change with that."""
     words = tokenizer()

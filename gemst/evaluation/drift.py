@@ -119,11 +119,11 @@ def predicting_states(model: PreTrainedModel, batch: Tensor, tokenizer: PreTrain
     import torch
 
     batch = batch.to(model.device)
-    if not backbone.is_encoder_decoder(model):
+    start = backbone.decoder_start(model)
+    if start is None:
         return backbone.hidden(model, input_ids=batch[:, :-1])
     half = batch.shape[1] // 2
-    start = torch.full_like(batch[:, :1], model.config.decoder_start_token_id)
-    decoder_ids = torch.cat([start, batch[:, half:-1]], dim=1)
+    decoder_ids = torch.cat([torch.full_like(batch[:, :1], start), batch[:, half:-1]], dim=1)
     return backbone.hidden(model, input_ids=batch[:, :half], decoder_input_ids=decoder_ids)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gemst.backbone import attention_window, is_encoder_decoder, takes_positions
+from gemst.backbone import attention_window, decoder_start, takes_positions
 from gemst.errors import GemstError
 
 if TYPE_CHECKING:
@@ -47,7 +47,10 @@ def encode(model: PreTrainedModel, prompts: list[list[int]], branches: bool) -> 
     Raises GemstError when branches are asked for of a backbone whose positions cannot be given; `extend` raises it
     when a prompt and its branch are longer than the backbone's sliding window.
     """
-    return (_EncoderDecoder if is_encoder_decoder(model) else _DecoderOnly)(model, prompts, branches)
+    start = decoder_start(model)
+    if start is None:
+        return _DecoderOnly(model, prompts, branches)
+    return _EncoderDecoder(model, start, prompts, branches)
 
 
 class _DecoderOnly(Context):
@@ -88,7 +91,7 @@ class _EncoderDecoder(Context):
     """The T5 family. Its decoder derives relative positions from indices within the row, which branches do not follow:
     their bias is computed from the depth of each token instead."""
 
-    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], branches: bool) -> None:
+    def __init__(self, model: PreTrainedModel, start: int, prompts: list[list[int]], branches: bool) -> None:
         self.model = model
         self.decoder: Any = model.get_decoder()
         self.biased = [
@@ -102,8 +105,7 @@ class _EncoderDecoder(Context):
             raise _refused(model)
         ids, self.mask = _padded(prompts, model.device)
         self.encoded = model.get_encoder()(input_ids=ids, attention_mask=self.mask).last_hidden_state
-        start = model.config.decoder_start_token_id
-        starts = torch.full((len(prompts), 1), 0 if start is None else start, device=ids.device)
+        starts = torch.full((len(prompts), 1), start, device=ids.device)
         with _DECODING:
             output = self.decoder(
                 input_ids=starts,

@@ -133,6 +133,10 @@ def test_encoder_decoder_reads_one_half_and_predicts_the_other(tokenizer: Any, t
     assert result["perplexity_before"] == pytest.approx(float(losses[0].exp()), rel=1e-4)
     assert result["perplexity_after"] == pytest.approx(float(losses[1].exp()), rel=1e-4)
     assert result["tokens"] == 160
+    for one in (model, after):
+        del one.config.decoder_start_token_id
+        one.generation_config.decoder_start_token_id = None
+    assert drift(model, after, tokenizer, texts, tokens=320, length=32) == result  # 0 starts where nothing is named
 
 
 def test_no_text_is_an_error_that_names_the_field(llama: Any, tokenizer: Any) -> None:
