@@ -120,14 +120,15 @@ def takes_positions(model: PreTrainedModel) -> bool:
     """Whether a decoder-only family lets the caller place tokens, which packed rows and beams need.
 
     That takes `position_ids` and layers that look through a mask: convolutions, linear attention and Mamba carry a
-    state along the row whatever the mask says, and ALiBi counts places in the row.
+    state along the row whatever the mask says, and ALiBi and GPT-Neo's masks count places in the row.
     """
     from inspect import signature
 
     config = model.config.get_text_config()
     carried = getattr(model, "_is_stateful", False) or not set(getattr(config, "layer_types", None) or ()) <= _ATTENTION
     placed = "position_ids" in signature(model.base_model.forward).parameters
-    return placed and not carried and not getattr(config, "alibi", False)
+    counted = getattr(config, "alibi", False) or getattr(config, "attention_layers", None)
+    return placed and not carried and not counted
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -137,10 +138,11 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 
 def attention_window(model: PreTrainedModel) -> int | None:
-    """The most tokens, itself included, that a layer of a decoder-only family looks at; None where all see all."""
+    """The most tokens, itself included, that a layer of a decoder-only family looks at; None where all see all.
+
+    Only of families that take positions (`takes_positions`).
+    """
     config = model.config.get_text_config()
-    if "local" in getattr(config, "attention_layers", []):  # GPT-Neo
-        return int(config.window_size)
     kinds = getattr(config, "layer_types", None)
     if kinds and "chunked_attention" in kinds:  # Llama 4
         return getattr(config, "attention_chunk_size", None)

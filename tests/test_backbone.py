@@ -10,8 +10,6 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
-    GPTNeoConfig,
-    GPTNeoForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     PreTrainedTokenizerFast,
@@ -87,16 +85,7 @@ def test_a_window_counts_where_a_layer_has_one(settings: dict[str, Any], window:
     assert backbone.attention_window(Qwen2ForCausalLM(config)) == window
 
 
-def test_windows_go_by_other_names_too() -> None:
-    """GPT-Neo's local layers, Llama 4's chunks."""
-    local = [[["global", "local"], 1]]
-    neo = GPTNeoConfig(
-        vocab_size=9, hidden_size=8, num_layers=2, num_heads=2, attention_types=local, window_size=5,
-        max_position_embeddings=16,
-    )  # fmt: skip
-    assert backbone.attention_window(GPTNeoForCausalLM(neo)) == 5
-    wide = GPTNeoConfig(**{**neo.to_dict(), "attention_types": [[["global"], 2]], "attention_layers": ["global"] * 2})
-    assert backbone.attention_window(GPTNeoForCausalLM(wide)) is None
+def test_a_chunk_is_a_window_too() -> None:
     chunked = Llama4TextConfig(
         vocab_size=9, hidden_size=8, intermediate_size=8, intermediate_size_mlp=8, num_hidden_layers=4, head_dim=4,
         num_attention_heads=2, num_key_value_heads=1, num_local_experts=1, attention_chunk_size=6,

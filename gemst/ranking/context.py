@@ -66,7 +66,9 @@ class _DecoderOnly(Context):
         cache = DynamicCache() if branches else None
         output = model.base_model(input_ids=ids, attention_mask=self.mask, past_key_values=cache, use_cache=branches)
         self.states = output.last_hidden_state[torch.arange(len(prompts), device=ids.device), self.lengths - 1]
-        self.cache = output.past_key_values
+        self.cache = getattr(output, "past_key_values", None)  # Mamba keeps a state, OpenAI's first GPT nothing
+        if branches and self.cache is None:
+            raise _refused(model)
 
     def extend(self, tokens: Tensor, level: Tensor, ancestors: Tensor) -> Tensor:
         prompt = self.mask.bool()[:, None].expand(-1, tokens.shape[1], -1)

@@ -138,11 +138,11 @@ def test_requests_in_many_threads_are_ranked_as_in_one(family: str) -> None:
                 assert_frame_equal(one, other)
 
 
-@pytest.mark.parametrize("kind", ["bloom", "lfm2"])
+@pytest.mark.parametrize("kind", ["bloom", "lfm2", "gpt_neo", "mamba", "openai_gpt"])
 def test_a_family_without_branches_is_refused_by_name(kind: str) -> None:
     ids = random_ids(12, (3, 4))
     tuned = make_tuned(kind, ids)
-    with pytest.raises(GemstError, match=r"semantic item IDs cannot be decoded with .*ForCausalLM"):
+    with pytest.raises(GemstError, match=r"semantic item IDs cannot be decoded with .*(ForCausalLM|HeadModel)"):
         rank(tuned, examples(ids, 2), 5, Ranking())
     atomic = random_ids(12, (12,))
     tuned, asked = make_tuned(kind, atomic), examples(atomic, 3)

@@ -20,14 +20,20 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     Lfm2Config,
     Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedModel,
@@ -125,6 +131,28 @@ def lfm2(vocabulary: int) -> PreTrainedModel:
     return Lfm2ForCausalLM(Lfm2Config(vocab_size=vocabulary, layer_types=["conv", "full_attention"], **_SMALL))
 
 
+def gpt_neo(vocabulary: int) -> PreTrainedModel:
+    """Counts its window in places of the row, which branches take."""
+    return GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=vocabulary, hidden_size=32, num_layers=2, num_heads=4, window_size=24,
+            attention_types=[[["global", "local"], 1]], max_position_embeddings=256, initializer_range=0.15,
+        )
+    )  # fmt: skip
+
+
+def mamba(vocabulary: int) -> PreTrainedModel:
+    """A state in place of a cache."""
+    return MambaForCausalLM(MambaConfig(vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, state_size=8))
+
+
+def openai_gpt(vocabulary: int) -> PreTrainedModel:
+    """Takes positions, and keeps nothing of what it read."""
+    return OpenAIGPTLMHeadModel(
+        OpenAIGPTConfig(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.15)
+    )
+
+
 _SMALL: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.15,
@@ -133,7 +161,7 @@ _SMALL: dict[str, Any] = {
 FAMILIES: dict[str, Callable[[int], PreTrainedModel]] = {"llama": llama, "t5": t5, "gpt2": gpt2}
 PECULIAR: dict[str, Callable[[int], PreTrainedModel]] = {  # what ranking has to know of a family
     "granite": granite, "gemma2": gemma2, "gemma3": gemma3, "phi": phi, "mistral": mistral, "bloom": bloom,
-    "lfm2": lfm2,
+    "lfm2": lfm2, "gpt_neo": gpt_neo, "mamba": mamba, "openai_gpt": openai_gpt,
 }  # fmt: skip
 
 
