@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,37 @@ from gemst.config import Config
 from gemst.errors import GemstError
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without dates, and with numbers that stay text where they would not be printed as they were written.
+
+    In YAML 1.1 12:30 is 750, 010 is 8 and 2.50 is 2.5, whatever they were meant to name. Where a number is wanted,
+    pydantic reads one from the text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (SafeLoader's own form)
+        first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:timestamp"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def as_written(self, node: yaml.ScalarNode) -> int | float | str:
+        """The number that prints as `node` does, else its text; .inf and .nan are numbers."""
+        text = str(self.construct_scalar(node))
+        if text.lower().endswith(("inf", "nan")):
+            return float(self.construct_yaml_float(node))
+        for kind in (int, float):
+            try:
+                number: int | float = kind(text)
+            except ValueError:
+                continue
+            if str(number) == text:
+                return number
+        return text
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.as_written)
+
+
 def load(path: Path = Path("params.yaml"), overrides: list[str] | None = None) -> Config:
     """Read `path`, apply overrides such as "tuning.rank=64", and check the result.
 
@@ -22,8 +52,8 @@ def load(path: Path = Path("params.yaml"), overrides: list[str] | None = None) -
     if not path.is_file():
         raise GemstError(f"{path} is no file", "Run gemst in a project folder, or name a file with --params")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except (yaml.YAMLError, ValueError) as error:  # of bytes that are not UTF-8, of a !!timestamp that is none
         raise GemstError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise GemstError(f"{path} must hold a mapping of sections, got {type(tree).__name__}")
@@ -46,10 +76,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise GemstError(f"--set {override!r}: {section!r} is a value, not a section")
         tree = inner
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    tree[leaf] = text if isinstance(value, date) else value  # no parameter is a date: it is a name
+        tree[leaf] = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError):
+        tree[leaf] = text
 
 
 def _explain(error: ValidationError, path: Path) -> str:

@@ -23,9 +23,23 @@ def test_file_over_defaults_and_overrides_over_file(written):
     assert load(written, ["tuning.rank=64"]).tuning.rank == 64
 
 
-@pytest.mark.parametrize("name", ["2024-01-01", "2024-01-01 10:00:00", "20240101", "v2"])
+@pytest.mark.parametrize(
+    "name",
+    ["2024-01-01", "2024-01-01 10:00:00", "2024-13-45", "20240101", "12:30", "1:30.5", "010", "0x1f", "0x_", "1_000",
+     "2.50", "1e3", "+7", "9" * 5000, "v2"],
+)  # fmt: skip
 def test_a_name_may_look_like_a_date_or_a_number(written, name):
     assert load(written, [f"registry.run_name={name}"]).registry.run_name == name
+    written.write_text(f"registry: {{run_name: {name}}}" if ":" not in name else f"registry:\n  run_name: {name}")
+    assert load(written).registry.run_name == name
+
+
+@pytest.mark.parametrize(
+    ("written_as", "value"), [("2.50", 2.5), ("2e-3", 2e-3), ("1.e-1", 0.1), ("+3", 3.0), ("0010", 10.0), ("1_0", 10.0)]
+)
+def test_a_number_may_be_written_in_many_ways(written, written_as, value):
+    assert load(written, [f"tuning.lr={written_as}"]).tuning.lr == value
+    assert load(written, [f"tuning.betas=[0.50, {0.9}]"]).tuning.betas == (0.5, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +67,12 @@ def test_refusals_name_field_value_and_what_is_allowed(written, override, said):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("tuning: [", "is not valid YAML"), ("- a", "must hold a mapping"), ("tuning: 3", r"tuning = 3: ")],
+    [
+        ("tuning: [", "is not valid YAML"),
+        ("a: !!timestamp 2024-13-45", "is not valid YAML"),
+        ("- a", "must hold a mapping"),
+        ("tuning: 3", r"tuning = 3: "),
+    ],
 )
 def test_a_broken_file_is_one_line(written, text, said):
     written.write_text(text)
