@@ -97,6 +97,22 @@ def test_an_item_that_left_the_catalogue_is_not_recommended(ran: Path, config, t
     assert found["title"].null_count() == 0
 
 
+def test_a_user_who_has_met_every_item_is_told_so(ran: Path, config, tmp_path, monkeypatch) -> None:
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    items = pl.read_parquet(layout.VALIDATED / "items.parquet")
+    events = pl.read_parquet(layout.VALIDATED / "events.parquet")
+    met = events.filter(user_id="u3")["item_id"]
+    items.filter(pl.col("item_id").is_in(met.implode())).write_parquet(layout.VALIDATED / "items.parquet")
+    with pytest.raises(GemstError, match="nothing is left to recommend: the user has met all items"):
+        champion.recommend(config, "u3", 3)
+    again = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"exclude_seen": False})})
+    assert set(champion.search(again, "u3", "comedy", 3)["item_id"]) <= set(met)
+    items.with_columns(item_id="new " + pl.col("item_id")).write_parquet(layout.VALIDATED / "items.parquet")
+    with pytest.raises(GemstError, match="knows no item of today's catalogue"):
+        champion.recommend(config, "u3", 3)
+
+
 def test_a_query_that_spells_an_item_token_stays_text(ran: Path, config, monkeypatch) -> None:
     monkeypatch.chdir(ran)
     from gemst.backbone import load_tuned

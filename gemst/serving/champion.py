@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def recommend(config: Config, user: str, k: int) -> pl.DataFrame:
-    """The champion's top-k items for a user: rank, item_id, title, score."""
+    """The champion's top-k items for a user: rank, item_id, title, score. Raises GemstError when none is left."""
     return _serve(config, user, None, k)
 
 
 def search(config: Config, user: str, query: str, k: int) -> pl.DataFrame:
-    """The champion's top-k items for a user's query: rank, item_id, title, score."""
+    """The champion's top-k items for a user's query: as `recommend`."""
     if not query.strip():
         raise GemstError("the query is empty", "Give words to search for, such as `gemst search --user 196 comedy`")
     try:
@@ -59,6 +59,13 @@ def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame
     )
     seen = met.select(pl.lit(0, pl.UInt32).alias("row"), "item_id") if config.evaluation.exclude_seen else None
     ranked = rank(tuned, asked, k, config.ranking, seen)
+    if not tuned.ids.active.any():
+        raise GemstError("the champion knows no item of today's catalogue", "Run `gemst append`, or tune on it")
+    if ranked.is_empty():
+        raise GemstError(
+            "nothing is left to recommend: the user has met all items",
+            "Set evaluation.exclude_seen=false to rank them too",
+        )
     return (
         ranked.join(items.select("item_id", "title"), on="item_id", how="left")
         .sort("rank")
