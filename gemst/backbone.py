@@ -116,6 +116,12 @@ def decoder_start(model: PreTrainedModel) -> int | None:
     return next((int(token) for token in named if token is not None), 0)
 
 
+def tower(model: PreTrainedModel) -> Any:
+    """A decoder-only model without its head."""
+    base = model.base_model  # Llama 4 names no such part: it is the model itself then
+    return base if base is not model else getattr(model, "model", model)
+
+
 def takes_positions(model: PreTrainedModel) -> bool:
     """Whether a decoder-only family lets the caller place tokens, which packed rows and beams need.
 
@@ -126,7 +132,7 @@ def takes_positions(model: PreTrainedModel) -> bool:
 
     config = model.config.get_text_config()
     carried = getattr(model, "_is_stateful", False) or not set(getattr(config, "layer_types", None) or ()) <= _ATTENTION
-    placed = "position_ids" in signature(model.base_model.forward).parameters
+    placed = "position_ids" in signature(tower(model).forward).parameters
     counted = getattr(config, "alibi", False) or getattr(config, "attention_layers", None)
     return placed and not carried and not counted
 
@@ -235,11 +241,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[li
 def hidden(model: PreTrainedModel, **inputs: Any) -> Tensor:
     """Last hidden state (batch, positions, d) without the head.
 
-    Decoder-only: `inputs` go to the base model. Encoder-decoder: they must name `decoder_input_ids` or
+    Decoder-only: `inputs` go to the tower. Encoder-decoder: they must name `decoder_input_ids` or
     `decoder_inputs_embeds`; the states are the decoder's.
     """
     if not is_encoder_decoder(model):
-        states: Tensor = model.base_model(**inputs).last_hidden_state
+        states: Tensor = tower(model)(**inputs).last_hidden_state
         return states
     mask = inputs.get("attention_mask")
     own = {name: value for name, value in inputs.items() if name.startswith("decoder_")}

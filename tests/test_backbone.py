@@ -10,8 +10,6 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
-    Llama4ForCausalLM,
-    Llama4TextConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -86,11 +84,7 @@ def test_a_window_counts_where_a_layer_has_one(settings: dict[str, Any], window:
 
 
 def test_a_chunk_is_a_window_too() -> None:
-    chunked = Llama4TextConfig(
-        vocab_size=9, hidden_size=8, intermediate_size=8, intermediate_size_mlp=8, num_hidden_layers=4, head_dim=4,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=1, attention_chunk_size=6,
-    )  # fmt: skip
-    assert backbone.attention_window(Llama4ForCausalLM(chunked)) == 6
+    assert backbone.attention_window(PECULIAR["llama4"](9)) == 32
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def _backbone(texts: list[str], config: Config) -> Floats:
     model, tokenizer = backbone.load(config.backbone)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tower = model.get_encoder() if backbone.is_encoder_decoder(model) else model.base_model
+    tower = model.get_encoder() if backbone.is_encoder_decoder(model) else backbone.tower(model)
     return _pooled(tower, tokenizer, texts, 32, lambda **inputs: tower(**inputs).last_hidden_state)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gemst.backbone import attention_window, decoder_start, takes_positions
+from gemst.backbone import attention_window, decoder_start, takes_positions, tower
 from gemst.errors import GemstError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class _DecoderOnly(Context):
         self.lengths = self.mask.sum(1)
         # A cache of its own: the family's may drop what has left a sliding window, and branches count as tokens there.
         cache = DynamicCache() if branches else None
-        output = model.base_model(input_ids=ids, attention_mask=self.mask, past_key_values=cache, use_cache=branches)
+        output = tower(model)(input_ids=ids, attention_mask=self.mask, past_key_values=cache, use_cache=branches)
         self.states = output.last_hidden_state[torch.arange(len(prompts), device=ids.device), self.lengths - 1]
         self.cache = getattr(output, "past_key_values", None)  # Mamba keeps a state, OpenAI's first GPT nothing
         if branches and self.cache is None:
@@ -78,7 +78,7 @@ class _DecoderOnly(Context):
                 f"a prompt and its ID, {longest:,} tokens, do not fit the backbone's sliding window of {window:,}",
                 "Lower data.max_history, or use atomic IDs",
             )
-        output = self.model.base_model(
+        output = tower(self.model)(
             input_ids=tokens,
             attention_mask=_additive(torch.cat([prompt, ancestors], 2), self.states.dtype),
             position_ids=self.lengths[:, None] + level,

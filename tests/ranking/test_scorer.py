@@ -29,7 +29,7 @@ def test_scores_are_those_of_brute_force_to_1e_5(family: str, sizes: tuple[int, 
         assert scored.filter(pl.col("row") == row)["item_id"].to_list() == best
 
 
-@pytest.mark.parametrize("other", ["granite", "gemma2", "gemma3", "phi", "mistral"])
+@pytest.mark.parametrize("other", ["granite", "gemma2", "gemma3", "phi", "mistral", "llama4"])
 def test_families_with_scaled_capped_or_windowed_layers_get_their_own_scores(other: str) -> None:
     ids = random_ids(20, (3, 3, 3))
     tuned, asked = make_tuned(other, ids), examples(ids, 4)

@@ -26,6 +26,8 @@ from transformers import (
     GraniteForCausalLM,
     Lfm2Config,
     Lfm2ForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -131,6 +133,16 @@ def lfm2(vocabulary: int) -> PreTrainedModel:
     return Lfm2ForCausalLM(Lfm2Config(vocab_size=vocabulary, layer_types=["conv", "full_attention"], **_SMALL))
 
 
+def llama4(vocabulary: int) -> PreTrainedModel:
+    """It names no base model, and most of its layers see a chunk of the row."""
+    return Llama4ForCausalLM(
+        Llama4TextConfig(
+            vocab_size=vocabulary, attention_chunk_size=32, head_dim=8, intermediate_size_mlp=48, num_local_experts=2,
+            **_SMALL,
+        )
+    )  # fmt: skip
+
+
 def gpt_neo(vocabulary: int) -> PreTrainedModel:
     """Counts its window in places of the row, which branches take."""
     return GPTNeoForCausalLM(
@@ -161,7 +173,7 @@ _SMALL: dict[str, Any] = {
 FAMILIES: dict[str, Callable[[int], PreTrainedModel]] = {"llama": llama, "t5": t5, "gpt2": gpt2}
 PECULIAR: dict[str, Callable[[int], PreTrainedModel]] = {  # what ranking has to know of a family
     "granite": granite, "gemma2": gemma2, "gemma3": gemma3, "phi": phi, "mistral": mistral, "bloom": bloom,
-    "lfm2": lfm2, "gpt_neo": gpt_neo, "mamba": mamba, "openai_gpt": openai_gpt,
+    "lfm2": lfm2, "llama4": llama4, "gpt_neo": gpt_neo, "mamba": mamba, "openai_gpt": openai_gpt,
 }  # fmt: skip
 
 
