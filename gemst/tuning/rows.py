@@ -64,10 +64,9 @@ def by_token(ids: ItemIds, vectors: Tensor) -> Tensor:
     tokens = torch.from_numpy(ids.token_ids(0))
     sums = torch.zeros(len(ids.tokens), vectors.shape[1])
     counts = torch.zeros(len(ids.tokens))
-    for level in range(tokens.shape[1]):
-        real = tokens[:, level] >= 0
-        sums.index_add_(0, tokens[real, level], vectors[real])
-        counts.index_add_(0, tokens[real, level], torch.ones(int(real.sum())))
+    for level in tokens.T:
+        sums.index_add_(0, level, vectors)
+        counts.index_add_(0, level, torch.ones(len(level)))
     return torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], vectors.mean(0))
 
 
@@ -76,11 +75,9 @@ def popularity(ids: ItemIds, train: pl.DataFrame) -> Tensor:
     counted = train.select(item_id=pl.col("targets").list.explode(empty_as_null=True)).group_by("item_id").len()
     per_item = pl.DataFrame({"item_id": ids.item_id}).join(counted, on="item_id", how="left", maintain_order="left")
     weights = per_item["len"].fill_null(0).to_numpy().astype(np.float32)
-    tokens = ids.token_ids(0)
     total = np.zeros(len(ids.tokens), np.float32)
-    for level in range(tokens.shape[1]):
-        real = tokens[:, level] >= 0
-        np.add.at(total, tokens[real, level], weights[real])
+    for level in ids.token_ids(0).T:
+        np.add.at(total, level, weights)
     return torch.from_numpy(total)
 
 
