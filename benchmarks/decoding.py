@@ -178,7 +178,7 @@ def constraint_cost(batch: int, beams: int, repeats: int) -> dict[str, Any]:
                 steps[level].append(1000 * (time.perf_counter() - began))
                 nodes = edges + 1
         levels = [statistics.median(step) for step in steps]
-        found[f"{n}"] = {"ms_per_step": sum(levels) / 4, "ms_by_level": levels, "children": walk.widths}
+        found[f"{n}"] = {"ms_per_step": sum(levels) / 4, "ms_by_level": levels, "children": walk.trie.widths}
     costs = [value["ms_per_step"] for value in found.values()]
     return {"by_items": found, "largest_over_smallest": max(costs) / min(costs)}
 

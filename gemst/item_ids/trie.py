@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +36,16 @@ class Trie:
         """Levels of codes."""
         return len(self.levels) - 1
 
-    def widest(self, level: int) -> int:
-        """Largest number of children of a node whose children are on `level`."""
-        first = self.levels[level - 1] + 1 if level else 0
-        last = self.levels[level] + 1 if level else 1
-        degrees = np.diff(self.offsets[first : last + 1])
-        return int(degrees.max()) if len(degrees) else 0
+    @cached_property
+    def widths(self) -> list[int]:
+        """By level, the largest number of children of a node whose children are on it."""
+        nodes = [0, *(int(edge) + 1 for edge in self.levels[:-1])]  # first node above each level, and past the last
+        return [int(np.diff(self.offsets[first : last + 1]).max(initial=0)) for first, last in pairwise(nodes)]
+
+    @cached_property
+    def walks(self) -> dict[Any, Any]:
+        """What the ranking has made of the arrays, by device: kept as long as they are, for request after request."""
+        return {}
 
     def paths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Edges (n, levels) from the root to each item row, -1 for rows that are not in the trie."""

@@ -34,7 +34,6 @@ class TrieWalk:
 
     def __init__(self, trie: Trie, device: torch.device) -> None:
         self.trie, self.device = trie, device
-        self.widths = [trie.widest(level) for level in range(trie.depth)]
         self.offsets, self.codes, self.items = (
             torch.from_numpy(array).to(device) for array in (trie.offsets, trie.codes, trie.items)
         )
@@ -48,7 +47,7 @@ class TrieWalk:
         level). Returns scores, parent beam and edge, each (batch, min(keep, candidates)), best first; a score of -inf
         marks a place without a candidate. The cost depends on the number of children, not of items.
         """
-        width = self.widths[level]
+        width = self.trie.widths[level]
         start = self.offsets[nodes].long()
         degree = self.offsets[nodes + 1].long() - start
         slots = torch.arange(width, device=self.device)
@@ -94,7 +93,8 @@ class BeamSearch:
 
     def __init__(self, tuned: Tuned, beams: int) -> None:
         self.tuned, self.beams = tuned, beams
-        self.walk = TrieWalk(tuned.ids.trie, tuned.model.device)
+        trie, device = tuned.ids.trie, tuned.model.device
+        self.walk: TrieWalk = trie.walks.get(device) or trie.walks.setdefault(device, TrieWalk(trie, device))
 
     def __call__(
         self, prompts: list[list[int]], k: int, local: Longs, left_out: Longs

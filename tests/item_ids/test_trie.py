@@ -54,9 +54,9 @@ def test_rows_name_the_items_of_a_part_of_the_catalogue() -> None:
     assert built.codes[built.paths(np.array([7]))].tolist() == [[1, 0]]
 
 
-def test_widest_is_the_largest_number_of_children() -> None:
+def test_width_is_the_largest_number_of_children() -> None:
     built = trie.build(np.array([[0, 0], [0, 1], [0, 5], [4, 2]], np.int32))
-    assert [built.widest(level) for level in range(2)] == [2, 3]
+    assert built.widths == [2, 3]
 
 
 def test_wide_codes_that_fit_no_single_key_sort_the_same() -> None:

@@ -138,6 +138,14 @@ def test_requests_in_many_threads_are_ranked_as_in_one(family: str) -> None:
                 assert_frame_equal(one, other)
 
 
+def test_what_the_first_request_made_of_the_trie_serves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = random_ids(12, (3, 4))
+    tuned, asked = make_tuned("llama", ids), examples(ids, 2)
+    first = rank(tuned, asked, 5, Ranking())
+    monkeypatch.setattr("gemst.ranking.beams.TrieWalk", None)
+    assert_frame_equal(rank(tuned, asked, 5, Ranking()), first)
+
+
 @pytest.mark.parametrize("kind", ["bloom", "lfm2", "gpt_neo", "mamba", "openai_gpt"])
 def test_a_family_without_branches_is_refused_by_name(kind: str) -> None:
     ids = random_ids(12, (3, 4))
