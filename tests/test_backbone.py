@@ -116,23 +116,6 @@ def test_a_scaled_head_stays_scaled_after_export(tmp_path: Path) -> None:
         torch.testing.assert_close(again(**asked).logits, model(**asked).logits)
 
 
-def test_layers_that_a_checkpoint_lacks_are_not_made_up(tmp_path: Path) -> None:
-    FAMILIES["llama"](20).save_pretrained(tmp_path)
-    tokenizer().save_pretrained(tmp_path)
-    assert backbone.load(Backbone(name=str(tmp_path), num_layers=1))[0].config.num_hidden_layers == 1
-    with pytest.raises(GemstError, match=r"backbone\.num_layers = 4, and the backbone has 2"):
-        backbone.load(Backbone(name=str(tmp_path), num_layers=4))
-
-
-def test_a_cut_checkpoint_is_one_line(tmp_path: Path) -> None:
-    FAMILIES["llama"](20).save_pretrained(tmp_path)
-    tokenizer().save_pretrained(tmp_path)
-    whole = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(GemstError, match=r"backbone\.name = .* cannot be loaded"):
-        backbone.load(Backbone(name=str(tmp_path)))
-
-
 def test_item_tokens_never_take_the_place_of_a_word() -> None:
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "film": 7}, unk_token="a")))
     with pytest.raises(GemstError, match="ids have gaps"):
