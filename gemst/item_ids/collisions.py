@@ -32,12 +32,22 @@ def resolve(x: Floats, codebooks: list[Floats], codes: Ints, taken: Ints | None 
     moved = np.zeros(n, bool)
     for level, codebook in enumerate(codebooks):
         below = int(np.prod(np.array(sizes[level + 1 :], dtype=object)))
-        prefixes, both = np.unique(np.concatenate([group, taken_group]), return_inverse=True)
+        _, both = np.unique(np.concatenate([group, taken_group]), return_inverse=True)
         own, used = both[:n], both[n:] * sizes[level] + taken[:, level]
-        room = below - np.bincount(used, minlength=len(prefixes) * sizes[level]).reshape(-1, sizes[level])
         wanted = codes[:, level].copy()
-        wanted[moved] = _nearest_open(residual[moved], codebook, room[own[moved]])
-        final[:, level] = assign(residual, codebook, own, room, wanted)
+        prefixes, at = np.unique(own[moved], return_inverse=True)
+        wanted[moved] = _nearest_open(residual[moved], codebook, below - _counts(used, prefixes, sizes[level])[at])
+        final[:, level] = wanted
+        # Prefixes are as many as items: a table of all their codes is made of the few where something has to give way.
+        crowded = _crowded(own * sizes[level] + wanted, used, below, sizes[level])
+        members = np.flatnonzero(np.isin(own, crowded))
+        final[members, level] = assign(
+            residual[members],
+            codebook,
+            np.searchsorted(crowded, own[members]),
+            below - _counts(used, crowded, sizes[level]),
+            wanted[members],
+        )
         moved |= final[:, level] != codes[:, level]
         residual -= codebook[final[:, level]]
         group = own * sizes[level] + final[:, level]
@@ -67,17 +77,37 @@ def assign(x: Floats, codebook: Floats, group: Longs, room: Longs, wanted: Ints)
         order[start : start + _BLOCK] = np.argsort(preference, axis=1, kind="stable")
     asked = np.zeros(len(members), np.int64)  # position in the order of the code each one holds or asks for
     free = room.ravel()
-    active = np.arange(len(members))
-    while len(active):
-        choice = order[np.arange(len(members)), asked]
-        cell = group[members] * size + choice
+    choice = order[:, 0].copy()
+    cell = group[members] * size + choice
+    while True:
+        # A cell that nobody asks any more holds no more than its room since it was last sorted.
+        line = np.flatnonzero((np.bincount(cell, minlength=len(free)) > free)[cell])
+        if len(line) == 0:
+            break
         # Within each cell the nearest come first; whoever stands behind its room has to ask elsewhere.
-        line = np.lexsort((np.arange(len(members)), cost[np.arange(len(members)), choice], cell))
-        standing = np.arange(len(members)) - np.searchsorted(cell[line], cell[line])
-        active = line[standing >= free[cell[line]]]
-        asked[active] += 1
-    codes[members] = order[np.arange(len(members)), asked]
+        line = line[np.lexsort((cost[line, choice[line]], cell[line]))]
+        standing = np.arange(len(line)) - np.searchsorted(cell[line], cell[line])
+        turned = line[standing >= free[cell[line]]]
+        asked[turned] += 1
+        choice[turned] = order[turned, asked[turned]]
+        cell[turned] = group[members[turned]] * size + choice[turned]
+    codes[members] = choice
     return codes
+
+
+def _counts(cells: Longs, groups: Longs, size: int) -> Longs:
+    """How many of `cells` (group * size + code) there are of every code of `groups` (ascending), (groups, size)."""
+    cells = cells[np.isin(cells // size, groups)]
+    at = np.searchsorted(groups, cells // size) * size + cells % size
+    return np.bincount(at, minlength=len(groups) * size).reshape(-1, size)
+
+
+def _crowded(wanted: Longs, used: Longs, below: int, size: int) -> Longs:
+    """Groups, ascending, with a cell that more want than it has IDs left: `below`, less those `used`."""
+    cells, back, counts = np.unique(np.concatenate([wanted, used]), return_inverse=True, return_counts=True)
+    asked = np.zeros(len(cells), bool)
+    asked[back[: len(wanted)]] = True
+    return np.unique(cells[asked & (counts > below)] // size)
 
 
 def _nearest_open(x: Floats, codebook: Floats, room: Longs) -> Ints:

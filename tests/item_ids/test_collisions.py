@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -67,6 +69,63 @@ def test_assignment_is_stable() -> None:
     worst = np.array([cost[codes == code, code].max() for code in range(6)])
     rather = cost < cost[np.arange(30), codes][:, None]
     assert not (rather & (cost < worst)).any()  # no item and code would both rather have each other
+
+
+def resolve_slowly(x: np.ndarray, codebooks: list[np.ndarray], codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """The whole table of cells, and in every round the whole line of everybody."""
+    final, residual, size = np.empty_like(codes), x.copy(), len(codebooks[0])
+    everyone = np.arange(len(x))
+    prefixes, moved = np.zeros((len(x) + len(taken), 0), np.int32), np.zeros(len(x), bool)
+    for level, codebook in enumerate(codebooks):
+        groups, both = np.unique(prefixes, axis=0, return_inverse=True)
+        own, cells = both[: len(x)], both[len(x) :] * size + taken[:, level]
+        room = size ** (len(codebooks) - level - 1) - np.bincount(cells, minlength=len(groups) * size)
+        cost = distances(residual, codebook)
+        open_cost = np.where(room.reshape(-1, size)[own] > 0, cost, np.inf)
+        wanted = np.where(moved, open_cost.argmin(1), codes[:, level])
+        preference = cost.copy()
+        preference[everyone, wanted] = -np.inf
+        order, asked = np.argsort(preference, axis=1, kind="stable"), np.zeros(len(x), np.int64)
+        while True:
+            choice = order[everyone, asked]
+            line = np.lexsort((everyone, cost[everyone, choice], own * size + choice))
+            cell = (own * size + choice)[line]
+            behind = line[everyone - np.searchsorted(cell, cell) >= room[cell]]
+            if len(behind) == 0:
+                break
+            asked[behind] += 1
+        final[:, level] = choice
+        moved |= choice != codes[:, level]
+        residual -= codebook[choice]
+        prefixes = np.concatenate([prefixes, np.concatenate([final[:, [level]], taken[:, [level]]])], axis=1)
+    return final
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_same_as_the_slow_way(seed: int) -> None:
+    """Numbers with few digits: sums are exact in any order, and many distances are equal."""
+    rng = np.random.default_rng(seed)
+    depth, size = rng.integers(1, 4), rng.integers(2, 9)
+    space = size**depth
+    n = int(rng.integers(1, space + 1))
+    codebooks = [rng.integers(-9, 10, (size, 2)).astype(np.float32) for _ in range(depth)]
+    x = rng.integers(-20, 21, (n, 2)).astype(np.float32)
+    picked = rng.permutation(space)[: rng.integers(0, space - n + 1)]
+    taken = np.stack(np.unravel_index(picked, (size,) * depth), axis=1).astype(np.int32)
+    codes = quantize(x, codebooks)
+    assert (resolve(x, codebooks, codes, taken) == resolve_slowly(x, codebooks, codes, taken)).all()
+
+
+def test_no_table_of_all_codes_below_all_prefixes() -> None:
+    """256 codes for each of 20,000 prefixes would be 41 MB."""
+    rng = np.random.default_rng(0)
+    numbers = rng.permutation(256**2)[:20_000]
+    codes = np.stack([numbers // 256, numbers % 256, numbers % 7], axis=1).astype(np.int32)
+    codebooks = [rng.standard_normal((256, 2)).astype(np.float32) for _ in range(3)]
+    tracemalloc.start()
+    assert (resolve(rng.standard_normal((20_000, 2)).astype(np.float32), codebooks, codes) == codes).all()
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
 
 
 def test_too_many_items_are_refused() -> None:
