@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def content_of(splits: list[pl.DataFrame], exclude: bool) -> str:
-    """One hash over the examples and what is left out of rankings, which no version of polars changes by its own hash."""
+    """One hash over the examples and what is left out of rankings; polars' own would change with its version."""
     whole = hashlib.sha256(str(exclude).encode())
     for frame in splits:
         whole.update(stable_hash(frame.select(pl.struct(EXAMPLES.names()).struct.json_encode()).to_series()).tobytes())
