@@ -195,7 +195,6 @@ def _result(study: Study, cell: Cell, folder: Path) -> dict[str, Any]:
     tuned = read_json(folder / layout.TUNING / "run.json")
     curves = pl.read_parquet(folder / layout.TUNING / "curves.parquet").filter(pl.col("name").str.starts_with("valid/"))
     best = curves.filter(name="valid/joint").sort("value", "step", descending=[True, False])["step"][0]
-    start = curves.filter(name="valid/joint", step=0)["value"]
     by_step = {
         step: {name.removeprefix("valid/"): value for _, name, value in part.rows()}
         for (step,), part in curves.group_by("step", maintain_order=True)
@@ -210,7 +209,7 @@ def _result(study: Study, cell: Cell, folder: Path) -> dict[str, Any]:
     found = {
         "cell": cell.name, "data": cell.data, "method": cell.method, "seed": cell.seed, "trial": cell.trial,
         "params": cell.params,
-        "valid": {**by_step[best], "step": best}, **({"start": start[0]} if len(start) else {}),
+        "valid": {**by_step[best], "step": best}, **({"start": by_step[0]["joint"]} if 0 in by_step else {}),
         "validations": [{"step": step, **values} for step, values in by_step.items()],
         "tokens": tuned["tokens"], "steps": tuned["steps"], "epochs": tuned["epochs"],
         "largest_leak": tuned["largest_leak"],

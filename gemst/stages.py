@@ -334,27 +334,12 @@ def fetch(config: Config) -> Summary:
 
 
 def compare(config: Config, run_a: str, run_b: str) -> pl.DataFrame:
-    """Paired bootstrap between two runs' per-query metrics, per task.
-
-    Raises GemstError when they ranked other catalogues, or only one left out what users had met: the same queries are
-    then not the same task.
-    """
+    """Paired bootstrap between two runs' per-query metrics, per task. Raises GemstError when they did other tasks."""
     from gemst import registry
-    from gemst.evaluation.significance import paired_bootstrap, read_scores
+    from gemst.evaluation.significance import check_same_task, paired_bootstrap, read_scores
 
     tables = [read_scores(registry.evaluated(config, run)) for run in (run_a, run_b)]
-    told = [read_json(registry.evaluated(config, run, "metrics.json")) for run in (run_a, run_b)]
-    items = [one["counts"]["items"] for one in told]
-    if items[0] != items[1]:
-        raise GemstError(
-            f"the runs ranked {items[0]:,} and {items[1]:,} items: their scores are of different tasks",
-            "Compare runs made from the same items",
-        )
-    if len({one.get("exclude_seen", True) for one in told}) > 1:
-        raise GemstError(
-            "one run left out the items that users had met (evaluation.exclude_seen), the other did not",
-            "Evaluate both with the same setting",
-        )
+    check_same_task(*(read_json(registry.evaluated(config, run, "metrics.json")) for run in (run_a, run_b)))
     return paired_bootstrap(*tables, resamples=config.evaluation.bootstrap, seed=config.seed)
 
 

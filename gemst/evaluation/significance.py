@@ -30,6 +30,24 @@ def read_scores(path: Path) -> pl.DataFrame:
         raise GemstError(f"{path} cannot be read: {str(error).splitlines()[0]}", "Evaluate that run again") from None
 
 
+def check_same_task(a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Raise GemstError when two runs' metrics.json tell of the same queries under other rules.
+
+    They may have ranked other catalogues, or only one of them left out what users had met.
+    """
+    items = [one["counts"]["items"] for one in (a, b)]
+    if items[0] != items[1]:
+        raise GemstError(
+            f"the runs ranked {items[0]:,} and {items[1]:,} items: their scores are of different tasks",
+            "Compare runs made from the same items",
+        )
+    if a.get("exclude_seen", True) != b.get("exclude_seen", True):  # older runs do not tell: the default
+        raise GemstError(
+            "one run left out the items that users had met (evaluation.exclude_seen), the other did not",
+            "Evaluate both with the same setting",
+        )
+
+
 def paired_bootstrap(
     a: pl.DataFrame | Sequence[pl.DataFrame],
     b: pl.DataFrame | Sequence[pl.DataFrame],

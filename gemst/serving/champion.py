@@ -58,9 +58,9 @@ def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame
         schema_overrides={"query": pl.String, "history": pl.List(pl.String)},
     )
     seen = met.select(pl.lit(0, pl.UInt32).alias("row"), "item_id") if config.evaluation.exclude_seen else None
-    ranked = rank(tuned, asked, k, config.ranking, seen)
     if not tuned.ids.active.any():
         raise GemstError("the champion knows no item of today's catalogue", "Run `gemst append`, or tune on it")
+    ranked = rank(tuned, asked, k, config.ranking, seen)
     if ranked.is_empty():
         raise GemstError(
             "nothing is left to recommend: the user has met all items",

@@ -130,6 +130,11 @@ def test_every_cell_has_its_result_at_one_budget_and_the_best_trial_is_every_see
     assert None not in found.values()
     budgets = {one["tokens"] for one in found.values()}
     assert max(budgets) <= 3000
+    for one in found.values():  # the start, every five steps, the end
+        told = {point["step"]: point["joint"] for point in one["validations"]}
+        assert told[0] == one["start"]
+        assert told[one["valid"]["step"]] == one["valid"]["joint"] == max(told.values())
+        assert {0, 5, one["steps"]} <= set(told)
     for method in ("gems", "full"):
         scores = {
             name: one["valid"]["joint"] for name, one in found.items() if one["method"] == method and one["seed"] == 7
