@@ -71,7 +71,7 @@ def judge(log: Sample, logits: Tensor) -> dict[str, list[float]]:
 
 def fit(log: Sample, share: float, used: int, clicks: Clicks) -> dict[str, Any]:
     """Rows fitted to the first `used` targets; `share` of a search's target is others' clicks."""
-    features = features_of(log.ids, log.text, log.company)
+    features = features_of(log.ids, log.text, log.company, log.text[:, :0])  # measured before queries were features
     white = log.states @ whitening(log.states[:used])
     mean = white[:used].mean(0)
     mean = mean / mean.norm()

@@ -98,6 +98,10 @@ class ItemRows(Section):
         80_000,
         description="prompt tokens run through the untouched backbone to fit the output rows on its states; 0: no fit",
     )
+    queries: Natural = Field(
+        64,
+        description="dimensions of the items' click rates by query among the features of that fit; 0 leaves them out",
+    )
     scale: PositiveFloat = Field(
         0.1, description="scale of the output rows' text start: at 1 the first loss is far above ln(items)"
     )

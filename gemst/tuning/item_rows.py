@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gemst.tuning.model import ItemModel
 
 _TEXT = 32  # leading directions of the text rows, as features of the fit
+_ASKED = 0.5  # length of the queries' features beside the others': at 1 recommendation pays for what search gains
 _FILE = "rows.safetensors"
 
 
@@ -67,7 +68,7 @@ def build(config: Config, ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame
         if settings.popularity:
             item_model.start_popular(popularity(ids, train), states, level)
         if settings.tokens:
-            features = features_of(ids, text, company)
+            features = features_of(ids, text, company, asked_of(ids, items, train, settings.queries))
             base = whitening(states)
             manifest["targets"] = len(labels)
             manifest["levels"] = _fit(item_model, features, states, labels, level, base, config.seed)
@@ -110,12 +111,24 @@ def company_of(ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame) -> Tensor
     return torch.from_numpy(np.where(known[:, None], vectors, 0).astype(np.float32))
 
 
-def features_of(ids: ItemIds, text: Tensor, company: Tensor) -> Tensor:
-    """What tells tokens apart in the fit, (tokens, k): co-behaviour and the leading directions of their texts."""
+def asked_of(ids: ItemIds, items: pl.DataFrame, train: pl.DataFrame, dimensions: int) -> Tensor:
+    """Vectors (items, k) of the queries that items are clicked for; k is 0 where there is none, or none is wanted."""
+    from gemst.item_ids.behaviour import query_vectors
+
+    return torch.from_numpy(query_vectors(ordered(ids, items), train, dimensions))
+
+
+def features_of(ids: ItemIds, text: Tensor, company: Tensor, asked: Tensor) -> Tensor:
+    """What tells tokens apart in the fit, (tokens, k): co-behaviour, the leading directions of their texts, and what
+    they are clicked for."""
     away = text - text.mean(0)
     left, values, _ = torch.linalg.svd(away, full_matrices=False)
     parts = [by_token(ids, company), left[:, :_TEXT] * values[:_TEXT]]
-    return torch.cat([part / part.std().clamp(min=1e-6) for part in parts], 1)
+    standard = [part / part.std().clamp(min=1e-6) for part in parts]
+    if asked.shape[1]:
+        part = by_token(ids, asked)
+        standard.append(_ASKED * part / part.std().clamp(min=1e-6))
+    return torch.cat(standard, 1)
 
 
 def collect(items: ItemModel, batches: Batches, tokens: int, place: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+import pytest
 
-from gemst.item_ids.behaviour import behaviour_vectors, from_text
+from gemst.item_ids.behaviour import behaviour_vectors, from_text, query_vectors
 
 
 def examples(rows: list[tuple[str, str | None, str]]) -> pl.DataFrame:
@@ -57,3 +58,22 @@ def test_behaviour_of_an_unmet_item_is_guessed_from_its_text() -> None:
     behaviour = (text @ turn) * known[:, None]
     guessed = text[~known] @ from_text(text, behaviour, known)
     np.testing.assert_allclose(guessed, text[~known] @ turn, atol=0.2)
+
+
+def test_items_clicked_for_the_same_query_have_like_query_vectors_as_long_as_their_share_of_it() -> None:
+    asked = {"a": "war", "b": "war", "x": "love", "y": None}
+    rows = [(f"u{n}{item}", query, item) for n in range(20) for item, query in asked.items()]
+    rows += [(f"v{n}", None, "b") for n in range(60)]  # b is mostly met without a query
+    vectors = query_vectors(ITEMS, examples(rows), 1)
+    assert vectors.shape == (8, 1)
+    a, b, x, y = (abs(float(vectors["abcdxyz".index(item), 0])) for item in "abxy")
+    np.testing.assert_allclose([a, b], [np.sqrt(20 / 25), np.sqrt(20 / 85)], rtol=1e-5)  # clicks / (events + prior)
+    assert x < 1e-6
+    assert y == 0
+
+
+@pytest.mark.parametrize("queries", [[None, None], ["war", "war"]])
+def test_without_queries_that_differ_there_are_no_query_vectors(queries) -> None:
+    rows = [("u", queries[0], "a"), ("v", queries[1], "b")]
+    assert query_vectors(ITEMS, examples(rows), 4).shape == (8, 0)
+    assert query_vectors(ITEMS, examples([("u", "war", "a"), ("v", "love", "b")]), 0).shape == (8, 0)

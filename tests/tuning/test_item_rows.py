@@ -132,3 +132,21 @@ def test_rows_of_another_backbone_are_refused(tmp_path) -> None:
     shallow = configured(tmp_path).backbone.model_copy(update={"num_layers": 1})
     with pytest.raises(GemstError, match=r"rows was made for another backbone.*Run `gemst item-rows`"):
         item_rows.load(tmp_path / "rows", ids, fingerprint(backbone.load(shallow)[0]))
+
+
+def test_what_items_are_clicked_for_tells_them_apart_in_the_fit(tmp_path) -> None:
+    ids, items = prepared(tmp_path, "atomic", "llama")
+    asked = logs().with_columns(query=pl.when(pl.col("task") == "search").then(pl.col("targets").list.first()))
+    vectors = item_rows.asked_of(ids, items, asked, 5)
+    assert vectors.shape == (ITEMS, 5)
+    text, company = torch.randn(ITEMS, 8), torch.randn(ITEMS, 4)
+    without = item_rows.features_of(ids, text, company, vectors[:, :0])
+    features = item_rows.features_of(ids, text, company, vectors)
+    assert torch.equal(features[:, : without.shape[1]], without)
+    assert float(features[:, without.shape[1] :].std()) == pytest.approx(0.5, rel=1e-3)
+    losses = []
+    for queries in (0, 5):
+        config = configured(tmp_path, queries=queries)
+        manifest = item_rows.build(config, ids, items, asked, tmp_path / f"rows-{queries}")
+        losses.append(manifest["levels"][0]["loss_after"])
+    assert losses[0] != losses[1]
