@@ -1,0 +1,56 @@
+"""What click rates by query add to the features of the item rows' fit, on the untuned backbone's states.
+
+    python benchmarks/rows_features.py --tokens 40000 --out benchmarks/results/rows-features.json
+
+`gemst item-rows` fits one matrix from item features to states. Rows are fitted with co-behaviour and text alone, and
+with the click rates of `item_rows.queries` dimensions beside them, at several lengths. A fifth of the targets judges:
+loss (nats) and NDCG@10 by task, nothing left out of the ranking. No feature has seen their clicks. Run the pipeline up
+to tokenize first, in this folder or in --project; results are kept by data set. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import polars as pl
+from history_in_states import main, sample
+from rows_from_log import judge
+
+from gemst.config import ItemRows
+from gemst.tuning import item_rows
+from gemst.tuning.head import fit, whitening
+from gemst.tuning.rows import popularity
+
+LENGTHS = (0.25, 0.5, 1.0)  # of the queries' features beside the others'
+
+
+def measure(tokens: int) -> dict[str, Any]:
+    """Every set of features on the same targets."""
+    log = sample(tokens)
+    targets = log.batches.events.task >= 0
+    held = np.zeros(len(targets), bool)
+    held[log.events[log.held :]] = True
+    if not log.train["clicked"].equals(log.train["timestamp"]):  # the train examples are the targets, in order
+        raise SystemExit("this benchmark is for logs without clicks later than their page")
+    train = log.train.filter(pl.Series(~held[targets]))
+    company = item_rows.company_of(log.ids, log.items, train)
+    asked = item_rows.asked_of(log.ids, log.items, train, ItemRows().queries)
+    states, labels = log.states[: log.held], log.labels[: log.held]
+    white, mean = whitening(states), states.mean(0)
+    prior = popularity(log.ids, train).add(1).log()
+    start = (prior - prior.mean())[:, None] * mean / mean.dot(mean)
+    found: dict[str, Any] = {"tokens": log.tokens, "targets": len(log.labels), "items": len(prior), "fits": []}
+    for length in (0.0, *LENGTHS):
+        item_rows._ASKED = length
+        features = item_rows.features_of(log.ids, log.text, company, asked if length else asked[:, :0])
+        done = fit(start, features, states, labels, white, seed=7)
+        scores = judge(log, log.states[log.held :] @ done.rows.T)
+        found["fits"].append({"length": length, "features": features.shape[1], "epochs": done.epochs, **scores})
+        print(found["fits"][-1], file=sys.stderr)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, measure))
