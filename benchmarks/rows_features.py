@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from history_in_states import main, sample
 from rows_from_log import judge
 
@@ -23,7 +24,7 @@ from gemst.tuning import item_rows
 from gemst.tuning.head import fit, whitening
 from gemst.tuning.rows import popularity
 
-LENGTHS = (0.25, 0.5, 1.0)  # of the queries' features beside the others'
+LENGTHS = (0.0, 0.25, 0.5, 1.0)  # of the queries' features beside the others'; 0: none
 
 
 def measure(tokens: int) -> dict[str, Any]:
@@ -42,12 +43,12 @@ def measure(tokens: int) -> dict[str, Any]:
     prior = popularity(log.ids, train).add(1).log()
     start = (prior - prior.mean())[:, None] * mean / mean.dot(mean)
     found: dict[str, Any] = {"tokens": log.tokens, "targets": len(log.labels), "items": len(prior), "fits": []}
-    for length in (0.0, *LENGTHS):
-        item_rows._ASKED = length
-        features = item_rows.features_of(log.ids, log.text, company, asked if length else asked[:, :0])
+    known = item_rows.features_of(log.ids, log.text, company, asked[:, :0])
+    for length in LENGTHS:
+        features = torch.cat([known, length * asked / asked.std()], 1)
         done = fit(start, features, states, labels, white, seed=7)
         scores = judge(log, log.states[log.held :] @ done.rows.T)
-        found["fits"].append({"length": length, "features": features.shape[1], "epochs": done.epochs, **scores})
+        found["fits"].append({"length": length, "epochs": done.epochs, **scores})
         print(found["fits"][-1], file=sys.stderr)
     return found
 

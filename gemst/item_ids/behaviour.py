@@ -77,7 +77,7 @@ def query_vectors(items: pl.DataFrame, train: pl.DataFrame, dimensions: int) -> 
     index = items.select("item_id").with_row_index("at")
     events = train.select("query", item_id=pl.col("targets").list.first()).join(index, on="item_id")
     clicks = events.drop_nulls("query").with_columns(pl.col("query").rank("dense") - 1)
-    width = int(clicks["query"].max() or -1) + 1  # type: ignore[arg-type]
+    width = clicks["query"].n_unique()
     rank = min(dimensions, min(len(items), width) - 1)
     if rank < 1:
         return np.zeros((len(items), 0), np.float32)
