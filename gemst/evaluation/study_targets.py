@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from gemst.config import Tuning
 from gemst.errors import GemstError
 from gemst.evaluation import study as studies
 from gemst.evaluation.significance import JOINT, paired_bootstrap, read_scores
@@ -78,8 +79,18 @@ def seeds_of(results: Results) -> set[int]:
 
 def tasks_of(study: Study, table: Table, data: str, method: str) -> tuple[str, ...]:
     """The tasks a method is tuned for."""
-    task = studies.make(study, data, method, {}, table.seeds[0], trial=False).config.tuning.tasks
+    task = _tuning(study, table, data, method).tasks
     return TASKS if task == "both" else (task,)
+
+
+def budget_of(study: Study, table: Table, data: str, method: str) -> tuple[int | None, float]:
+    """The most tokens and epochs a method may be tuned for: what decides whether a comparison is a fair one."""
+    tuning = _tuning(study, table, data, method)
+    return tuning.max_tokens, tuning.epochs
+
+
+def _tuning(study: Study, table: Table, data: str, method: str) -> Tuning:
+    return studies.make(study, data, method, {}, table.seeds[0], trial=False).config.tuning
 
 
 def among(results: Results, seeds: set[int]) -> Results:
@@ -124,7 +135,10 @@ def sasrec_trials(found: dict[str, Any]) -> tuple[int, int]:
 
 
 def targets(study: Study, table: Table, data: str, rows: dict[str, Results]) -> list[str]:
-    """A line per target: reached or missed, or how it stands while cells are missing."""
+    """A line per target: reached or missed, or how it stands while cells are missing.
+
+    Only methods of the same budget are compared by targets.
+    """
     ours = rows[table.against]
     if not ours:
         return []
@@ -136,7 +150,11 @@ def targets(study: Study, table: Table, data: str, rows: dict[str, Results]) -> 
 def _verdicts(study: Study, table: Table, data: str, rows: dict[str, Results]) -> Iterator[tuple[str, str]]:
     ours, every = rows[table.against], set(table.seeds)
     done = seeds_of(ours) == every
-    others = {method: rows[method] for method in table.methods if method != table.against}
+    budget = budget_of(study, table, data, table.against)
+    others = {
+        method: rows[method] for method in table.methods
+        if method != table.against and budget_of(study, table, data, method) == budget
+    }  # fmt: skip
     both = {method: one for method, one in others.items() if len(tasks_of(study, table, data, method)) > 1}
     yield from _first(study, ours, both, done and all(seeds_of(one) == every for one in both.values()))
     for method, theirs in others.items():

@@ -118,6 +118,23 @@ def test_what_is_worse_is_missed_by_name(study) -> None:
     assert "behind on search" in study_page.markdown(study, "run")
 
 
+def test_a_method_of_another_budget_is_no_target(tmp_path, monkeypatch) -> None:
+    longer = {"label": "LONGER", "set": {"tuning.max_tokens": 99}, "like": "gems"}
+    table = TREE["tables"]["main"]
+    tree = TREE | {
+        "methods": TREE["methods"] | {"longer": longer},
+        "tables": {"main": table | {"methods": [*table["methods"], "longer"]}},
+    }
+    study = in_folder(tmp_path, monkeypatch, tree)
+    everything(study, (0.10, 0.20), (0.09, 0.19))
+    for seed in (1, 2):
+        give(study, "longer", seed, (0.30, 0.40))
+    assert set(verdicts(study).values()) == {"reached"}
+    page = study_page.markdown(study, "run")
+    assert "LONGER" in page
+    assert "behind LONGER" not in page
+
+
 def test_no_verdict_without_scores_by_query_or_without_the_other_cells(study) -> None:
     give(study, "gems", 1, (0.10, 0.20))
     give(study, "full", 1, (0.05, 0.50), by_query=False)
