@@ -249,7 +249,7 @@ def _colour(name: str, number: int) -> str:
 
 
 def _natural(label: str) -> tuple[int, str]:
-    found = re.match(r"\d+", label)
+    found = re.search(r"\d+", label)
     return (int(found.group()) if found else 0, label)
 
 

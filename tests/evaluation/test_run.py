@@ -95,7 +95,8 @@ def test_the_model_and_the_references_stand_in_one_table(items: pl.DataFrame) ->
     assert result.metrics["counts"]["test_search"] == result.metrics["counts"]["test_recommendation"] == 25
     assert len(result.per_query) == 4 * 50
     searches = result.per_query.filter((pl.col("ranker") == "model") & (pl.col("task") == "search"))
-    assert searches["query"].to_list() == ["seen"] * 25
+    assert len(searches) == 25
+    assert searches["query"].str.starts_with("seen ").all()
     assert result.rankings.equals(oracle(test, 20, None))
 
 
