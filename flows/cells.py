@@ -223,7 +223,7 @@ def _result(study: Study, cell: Cell, folder: Path) -> dict[str, Any]:
         shown = ("ndcg@10", "hit@10")
         found |= {
             "test": metrics["model"], "drift": metrics["drift"], "counts": metrics["counts"],
-            "intervals": metrics["intervals"]["model"],
+            "intervals": metrics["intervals"]["model"], "slices": metrics["slices"],
             "references": {
                 name: {task: {at: by[at] for at in shown} for task, by in tasks.items() if isinstance(by, dict)}
                 for name, tasks in metrics["references"].items()
