@@ -179,7 +179,7 @@ def test_equal_seed_and_config_give_equal_metrics(finished, tmp_path, monkeypatc
     cell = next(iter(studies.plan(first, ["logs/gems/*"])))
     before = studies.result(first, cell)
     again = cells.run_cell(study, cell, {}, "", lambda line: None)
-    for part in ("test", "references", "drift", "valid", "intervals", "tokens"):
+    for part in ("test", "references", "drift", "valid", "intervals", "slices", "tokens"):
         assert again[part] == before[part], part
     texts = [
         (root / cell.name / layout.EVALUATION / "per_query.parquet").read_bytes() for root in (first.work, study.work)
