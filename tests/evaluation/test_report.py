@@ -226,3 +226,11 @@ def test_both_versions_are_written(result: Evaluation, logs: tuple[Path, Path], 
     assert {"training", "conflict"} <= set(page.sections)
     assert "gems & co" in " ".join(page.words)
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == report.markdown(result.metrics)
+
+
+def test_slices_stand_in_the_order_of_their_numbers() -> None:
+    from gemst.evaluation.plots import _natural
+
+    ordered = ["unseen", "seen 1-5", "seen 6-100", "seen 101+"]
+    assert sorted(ordered[::-1], key=_natural) == ordered
+    assert sorted(["201+", "51-200", "0-10", "11-50"], key=_natural) == ["0-10", "11-50", "51-200", "201+"]
