@@ -232,5 +232,5 @@ def test_slices_stand_in_the_order_of_their_numbers() -> None:
     from gemst.evaluation.plots import _natural
 
     ordered = ["unseen", "seen 1-5", "seen 6-100", "seen 101+"]
-    assert sorted(ordered[::-1], key=_natural) == ordered
+    assert sorted(["seen 101+", "seen 6-100", "unseen", "seen 1-5"], key=_natural) == ordered
     assert sorted(["201+", "51-200", "0-10", "11-50"], key=_natural) == ["0-10", "11-50", "51-200", "201+"]
