@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from gemst.item_ids import ItemIds
+    from gemst.memory import Memory
     from gemst.prompts import Prompter
 
 
@@ -34,6 +35,7 @@ class Tuned:
     ids: ItemIds
     first: int  # vocabulary id of the first item token
     prompter: Prompter
+    memory: Memory | None = None  # the log's counts, which rankings may go by as well
 
     def only(self, item_ids: pl.Series) -> Tuned:
         """The same model for the items that `item_ids` holds; its others stay in histories and are never ranked."""
@@ -265,7 +267,7 @@ def best_device() -> torch.device:
 
 def load_tuned(folder: Path, device: torch.device | str = "cpu") -> Tuned:
     """Load what `gemst tune` wrote, to `device`. Raises GemstError when the folder is not such an artefact."""
-    from gemst import item_ids
+    from gemst import item_ids, memory
     from gemst.config import Prompts
     from gemst.files import read_json, require
     from gemst.prompts import Prompter
@@ -278,4 +280,6 @@ def load_tuned(folder: Path, device: torch.device | str = "cpu") -> Tuned:
         tokenizer, ids.token_ids(card["first_item_token"]), ids.index, Prompts(**card["prompts"]), card["max_history"],
         context_length(model),
     )  # fmt: skip
-    return Tuned(model, tokenizer, ids, card["first_item_token"], prompter)
+    counted = folder / "memory"
+    remembered = memory.load(counted, ids) if counted.exists() else None
+    return Tuned(model, tokenizer, ids, card["first_item_token"], prompter, remembered)

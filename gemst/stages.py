@@ -8,6 +8,7 @@ returns a Summary. Commands without a task of a pipeline are here too: `append` 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,11 +189,17 @@ def tune(config: Config) -> Summary:
                         "tokens": outcome.tokens, "seconds": round(outcome.seconds, 1),
                         "seconds_per_step": round(outcome.seconds_per_step, 3), "best_valid_joint": outcome.best,
                         "largest_leak": outcome.largest_leak, "skipped": outcome.skipped,
+                        "memory": [asdict(gain) for gain in outcome.gains],
                     },
                 )  # fmt: skip
         summary.read |= {"train": len(train), "valid": len(valid), "items": len(items)}
         summary.written |= {"steps": outcome.steps, "model": str(layout.MODEL)}
         summary.notes.append(f"{outcome.epochs:.2f} epochs, best validation NDCG@10 {outcome.best:.4f} (harmonic mean)")
+        summary.notes += [
+            f"memory, {gain.case}: validation NDCG@10 {gain.before:.4f} without it, {gain.after:.4f} with it "
+            f"({gain.examples} examples)"
+            for gain in outcome.gains
+        ]
         if outcome.largest_leak is not None:
             summary.notes.append(f"largest leak out of the null space {outcome.largest_leak:.1e}")
         if outcome.skipped:

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from gemst.config import Tuning
+from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.evaluation import study as studies
 from gemst.evaluation.significance import JOINT, paired_bootstrap, read_scores
@@ -79,18 +79,21 @@ def seeds_of(results: Results) -> set[int]:
 
 def tasks_of(study: Study, table: Table, data: str, method: str) -> tuple[str, ...]:
     """The tasks a method is tuned for."""
-    task = _tuning(study, table, data, method).tasks
+    task = _config(study, table, data, method).tuning.tasks
     return TASKS if task == "both" else (task,)
 
 
-def budget_of(study: Study, table: Table, data: str, method: str) -> tuple[int | None, float]:
-    """The most tokens and epochs a method may be tuned for: what decides whether a comparison is a fair one."""
-    tuning = _tuning(study, table, data, method)
-    return tuning.max_tokens, tuning.epochs
+def budget_of(study: Study, table: Table, data: str, method: str) -> tuple[int | None, float, bool]:
+    """The most tokens and epochs a method may be tuned for, and whether the log's counts are mixed in.
+
+    It decides whether a comparison is a fair one.
+    """
+    config = _config(study, table, data, method)
+    return config.tuning.max_tokens, config.tuning.epochs, config.ranking.memory
 
 
-def _tuning(study: Study, table: Table, data: str, method: str) -> Tuning:
-    return studies.make(study, data, method, {}, table.seeds[0], trial=False).config.tuning
+def _config(study: Study, table: Table, data: str, method: str) -> Config:
+    return studies.make(study, data, method, {}, table.seeds[0], trial=False).config
 
 
 def among(results: Results, seeds: set[int]) -> Results:

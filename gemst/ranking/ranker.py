@@ -20,6 +20,7 @@ from gemst.ranking.context import encode
 if TYPE_CHECKING:
     from gemst.backbone import Tuned
     from gemst.config import Ranking
+    from gemst.memory.evidence import Mixture
 
 Longs = NDArray[np.int64]
 
@@ -30,10 +31,15 @@ def rank(
     """Rank the catalogue's active items for `examples` (columns history, query).
 
     `seen` (row, item_id) are left out; `row` is the position in `examples`. Returns row UInt32, item_id, rank UInt16
-    (from 1), score Float32 (log probability of the ID), sorted by row and rank: fewer than k lines only where fewer
-    items are left. Atomic IDs take one step and one product with the item rows; semantic IDs a beam search of
-    `ranking.beams` (at least k) beams.
+    (from 1), score Float32 (log probability of the ID, or of what the model's memory makes of it), sorted by row and
+    rank: fewer than k lines only where fewer items are left. Atomic IDs take one step and one product with the item
+    rows; semantic IDs a beam search of `ranking.beams` (at least k) beams, to which a memory adds as many items.
     """
+    memory = tuned.memory if ranking.memory else None
+    if memory is not None and len(tuned.ids.level_sizes) > 1:
+        from gemst.ranking.remembered import rank_beside
+
+        return rank_beside(tuned, memory, examples, k, ranking, seen)
     prompts = tuned.prompter.encode(examples) if tuned.ids.active.any() else []
     seen_rows, seen_items = _seen(tuned, seen)
     beams = None if len(tuned.ids.level_sizes) == 1 else BeamSearch(tuned, max(ranking.beams, k))
@@ -42,9 +48,11 @@ def rank(
         for batch in track(batches(prompts, ranking.batch_size), "ranking", -(-len(prompts) // ranking.batch_size)):
             local, left_out = of_batch(batch, seen_rows, seen_items)
             chosen = [prompts[i] for i in batch]
-            found, value = (
-                _one_step(tuned, chosen, k, local, left_out) if beams is None else beams(chosen, k, local, left_out)
-            )
+            if beams is None:
+                mixture = None if memory is None else memory.bonus(tuned.ids, examples[batch])
+                found, value = _one_step(tuned, chosen, k, local, left_out, mixture)
+            else:
+                found, value = beams(chosen, k, local, left_out)
             rows.append(np.repeat(batch, found.shape[1]))
             items.append(found.ravel())
             scores.append(value.ravel())
@@ -59,12 +67,18 @@ def batches(prompts: list[list[int]], size: int) -> Iterator[Longs]:
 
 
 def _one_step(
-    tuned: Tuned, prompts: list[list[int]], k: int, local: Longs, left_out: Longs
+    tuned: Tuned, prompts: list[list[int]], k: int, local: Longs, left_out: Longs, mixture: Mixture | None
 ) -> tuple[Longs, NDArray[np.float32]]:
     """Items and scores (batch, k) of atomic IDs, best first; -inf where none is left."""
     ids, device = tuned.ids, tuned.model.device
     scores = level_scores(tuned, encode(tuned.model, prompts, branches=False).states, 0)
     scores = scores[:, torch.from_numpy(ids.codes[:, 0]).to(device)]  # by item row
+    if mixture is not None:
+        model, added = mixture
+        cells = added.tocoo()
+        at = tuple(torch.from_numpy(axis.astype(np.int64)).to(device) for axis in (cells.row, cells.col))
+        scores *= torch.from_numpy(model).to(device)[:, None]
+        scores.index_put_(at, torch.from_numpy(cells.data).to(device), accumulate=True)
     scores[:, torch.from_numpy(~ids.active).to(device)] = -torch.inf
     scores[torch.from_numpy(local).to(device), torch.from_numpy(left_out).to(device)] = -torch.inf
     best = scores.topk(min(k, scores.shape[1]), dim=1)

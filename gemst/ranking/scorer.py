@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gemst.config import Ranking
 from gemst.errors import GemstError
+from gemst.memory.evidence import at_cells
 from gemst.ranking.context import encode
 from gemst.ranking.ranker import batches, checked, level_scores, of_batch
 
@@ -23,8 +24,8 @@ Longs = NDArray[np.int64]
 def score(tuned: Tuned, examples: pl.DataFrame, candidates: pl.Series, ranking: Ranking | None = None) -> pl.DataFrame:
     """Order the candidates of each example: a list[str] series beside `examples` (columns history, query).
 
-    Returns the columns of `rank`, sorted by row and rank: row UInt32, item_id, rank UInt16, score Float32 (log
-    probability of the ID). Candidates outside the catalogue, or retired, come last with a score of -inf; equal scores
+    Returns the columns of `rank`, sorted by row and rank: row UInt32, item_id, rank UInt16, score Float32 (as there).
+    Candidates outside the catalogue, or retired, come last with a score of -inf; equal scores
     keep their order, and a candidate named twice is ranked once. Raises GemstError when there is not one list for each
     example, or a score is not a number.
     """
@@ -40,11 +41,16 @@ def score(tuned: Tuned, examples: pl.DataFrame, candidates: pl.Series, ranking: 
     prompts = tuned.prompter.encode(examples)
     known = np.flatnonzero(paths[:, 0] >= 0)
     owners = rows[known]
+    ranking = ranking or Ranking()
+    memory = tuned.memory if ranking.memory else None
     with torch.inference_mode():
-        for batch in batches(prompts, (ranking or Ranking()).batch_size):
+        for batch in batches(prompts, ranking.batch_size):
             at, mine = of_batch(batch, owners, known)
             if len(mine):
                 values[mine] = _score_batch(tuned, [prompts[i] for i in batch], at, paths[mine])
+                if memory is not None:
+                    model, added = memory.bonus(tuned.ids, examples[batch])
+                    values[mine] = model[at] * values[mine] + at_cells(added, at, items[mine])
     checked(values)
     ordered = pairs.with_columns(score=pl.Series(values)).sort(
         "row", "score", descending=[False, True], maintain_order=True

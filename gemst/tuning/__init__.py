@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gemst.item_ids import ItemIds
     from gemst.tuning.methods import Method
     from gemst.tuning.parallel import Processes
+    from gemst.tuning.remember import Gain
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Outcome:
     best: float  # harmonic mean of both validation NDCG@10
     largest_leak: float | None
     skipped: int  # steps whose gradients were no numbers
+    gains: tuple[Gain, ...] = ()  # of the memory
 
 
 def run(
@@ -55,8 +57,8 @@ def run(
 
     `general` is the text that `tuning.drift_limit` is kept on; `null_space`, `item_ids` and `item_rows` are the folders
     of those stages; `log` is called with every step's scalars. Writes `model_folder` (a plain transformers checkpoint,
-    the IDs and gemst.json) and curves.parquet, diagnostics.parquet in `tuning_folder`. Every process of a run calls it;
-    process 0 alone logs and writes. Raises GemstError when an input does not fit the backbone.
+    the IDs, the memory and gemst.json) and curves.parquet, diagnostics.parquet in `tuning_folder`. Every process of a
+    run calls it; process 0 alone logs and writes. Raises GemstError when an input does not fit the backbone.
     """
     import polars as pl
     import torch
@@ -75,6 +77,8 @@ def run(
     from gemst.tuning.norm import freeze_norms, thaw_norms
     from gemst.tuning.null_space import fingerprint
     from gemst.tuning.parallel import on_first
+    from gemst.tuning.precision import autocast
+    from gemst.tuning.remember import remember
     from gemst.tuning.validation import Validation
 
     torch.manual_seed(config.seed)
@@ -134,6 +138,12 @@ def run(
         method.finish()
         thaw_norms(model, norms)
         item_model.fold()
+    gains: list[Gain] = []
+    if config.ranking.memory:
+        with autocast(config.tuning.precision, tuned.model.device):
+            memory, gains = remember(tuned, train, valid, config)
+        tuned = replace(tuned, memory=memory)
+        log(state.step, {f"memory/{gain.case.replace(' ', '_')}_gain": gain.after - gain.before for gain in gains})
     _export(config, tuned, item_ids, model_folder, leaks, before)
     tuning_folder.mkdir(parents=True, exist_ok=True)
     pl.DataFrame(
@@ -145,7 +155,7 @@ def run(
         layers = layers.join(final, on="module", how="left") if len(layers) else final
     layers.write_parquet(tuning_folder / "diagnostics.parquet")
     checkpoints.clear()
-    return replace(outcome, largest_leak=max(leaks.values()) if leaks else None)
+    return replace(outcome, largest_leak=max(leaks.values()) if leaks else None, gains=tuple(gains))
 
 
 def _release_memory() -> None:
@@ -230,4 +240,6 @@ def _export(
     with atomic_folder(folder) as temporary:
         backbone.save(tuned.model, tuned.tokenizer, temporary)
         shutil.copytree(item_ids, temporary / "item_ids")
+        if tuned.memory is not None:
+            tuned.memory.save(temporary / "memory", tuned.ids)
         (temporary / "gemst.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")

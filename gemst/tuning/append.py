@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,8 @@ def append(model: Path, items: pl.DataFrame, events: pl.DataFrame, config: Confi
             backbone.add_item_tokens(tuned.model, tuned.tokenizer, ids.tokens[known:], rows_in, rows_out)
         backbone.save(tuned.model, tuned.tokenizer, folder)
         write_json(folder / "gemst.json", card)
+        if (model / "memory").exists():
+            shutil.copytree(model / "memory", folder / "memory")
     before, now = tuned.ids.active, ids.active[: len(tuned.ids.active)]
     return Appended(
         new=len(ids.item_id) - len(before),

@@ -10,8 +10,9 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
+from gemst.memory.counts import BLOCK_CELLS, history_matrix, train_events
+
 Floats = NDArray[np.float32]
-BLOCK_CELLS = 8_000_000  # cells of a dense (queries, items) block: 32 MB of scores
 
 
 class Reference(ABC):
@@ -94,16 +95,10 @@ class Reference(ABC):
 
     def histories(self, examples: pl.DataFrame, decay: float = 1.0) -> sparse.csr_array:
         """History matrix (examples, items): the newest event weighs 1, the one before `decay`, and so on."""
-        flat = (
-            examples.select(item_id="history")
-            .with_row_index("row")
-            .with_columns(age=pl.int_ranges(pl.col("item_id").list.len().cast(pl.Int64) - 1, -1, -1))
-            .explode("item_id", "age", empty_as_null=False)
-            .join(self._columns, on="item_id", maintain_order="left")
-        )
-        weights = (decay ** flat["age"].to_numpy().astype(np.float64)).astype(np.float32)
-        cells = (flat["row"].to_numpy(), flat["column"].to_numpy())
-        return sparse.coo_array((weights, cells), shape=(len(examples), len(self.item_ids))).tocsr()
+        flat = examples.select(item_id="history").explode("item_id", empty_as_null=False)
+        columns = flat.join(self._columns, on="item_id", how="left", maintain_order="left")["column"]
+        lengths = examples["history"].list.len().cast(pl.Int64).to_numpy()
+        return history_matrix(columns.cast(pl.Int64).fill_null(-1).to_numpy(), lengths, len(self.item_ids), decay)
 
     def _cells(self, seen: pl.DataFrame | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if seen is None:
@@ -114,21 +109,6 @@ class Reference(ABC):
     def _blocks(self, examples: pl.DataFrame) -> list[tuple[int, pl.DataFrame]]:
         step = max(1, BLOCK_CELLS // max(1, len(self.item_ids)))
         return [(start, examples.slice(start, step)) for start in range(0, len(examples), step)]
-
-
-def train_events(train: pl.DataFrame) -> pl.DataFrame:
-    """The events behind train examples: every target, and once each history item that is no target of its user.
-
-    Returns user_id, item_id, task, query; task and query are null for the events known from histories alone.
-    """
-    targets = (
-        train.select("user_id", "task", "query", item_id="targets")
-        .explode("item_id", empty_as_null=False)
-        .drop_nulls("item_id")
-    )
-    heads = train.select("user_id", item_id="history").explode("item_id", empty_as_null=False).drop_nulls().unique()
-    heads = heads.join(targets, on=["user_id", "item_id"], how="anti").sort("user_id", "item_id")
-    return pl.concat([targets.select("user_id", "item_id", "task", "query"), heads], how="diagonal")
 
 
 def candidate_pairs(candidates: pl.Series) -> pl.DataFrame:

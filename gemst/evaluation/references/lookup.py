@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import polars as pl
-from scipy import sparse
 
 from gemst.evaluation.references.base import Floats, Reference
+from gemst.memory.counts import clicks_by_query, rows_of
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 class Lookup(Reference):
@@ -18,21 +22,11 @@ class Lookup(Reference):
     name = "lookup"
 
     def _fit(self, events: pl.DataFrame, items: pl.DataFrame) -> None:
-        clicks = events.drop_nulls("query").select("column", key=_key("query"))
-        self._queries = clicks.select("key").unique().sort("key").with_row_index("at")
-        cells = clicks.join(self._queries, on="key")
-        ones = np.ones(len(cells), np.float32)
-        self._clicks = sparse.coo_array(
-            (ones, (cells["at"].to_numpy(), cells["column"].to_numpy())), shape=(len(self._queries), len(items))
-        ).tocsr()
+        self._queries, self._clicks = clicks_by_query(events, len(items))
 
     def scores(self, examples: pl.DataFrame) -> Floats:
-        at = examples.select(key=_key("query")).join(self._queries, on="key", how="left", maintain_order="left")["at"]
+        at = rows_of(self._queries, examples)
         known = at.is_not_null().to_numpy()
         scores = np.zeros((len(examples), len(self.item_ids)), np.float32)
         scores[known] = self._clicks[at.drop_nulls().to_numpy()].toarray()
         return scores
-
-
-def _key(column: str) -> pl.Expr:
-    return pl.col(column).cast(pl.String).str.to_lowercase().str.strip_chars()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from gemst.evaluation.references.base import Floats, Reference
-from gemst.evaluation.references.covisits import DECAY, CoVisits
+from gemst.evaluation.references.covisits import CoVisits
 from gemst.evaluation.references.lookup import Lookup
+from gemst.memory.counts import DECAY
 
 if TYPE_CHECKING:
     import polars as pl

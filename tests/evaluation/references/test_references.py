@@ -10,7 +10,7 @@ import pytest
 
 from gemst.errors import GemstError
 from gemst.evaluation.references import base
-from gemst.evaluation.references.base import Reference, top, train_events
+from gemst.evaluation.references.base import Reference, top
 from gemst.evaluation.references.bm25 import BM25
 from gemst.evaluation.references.covisits import CoVisits
 from gemst.evaluation.references.dense import Dense, Encoder
@@ -18,6 +18,7 @@ from gemst.evaluation.references.lookup import Lookup
 from gemst.evaluation.references.popularity import Popularity
 from gemst.evaluation.references.query_covisits import QueryCoVisits
 from gemst.evaluation.references.texts import documents
+from gemst.memory.counts import train_events
 
 SCHEMA = {
     "user_id": pl.String, "task": pl.String, "query": pl.String, "history": pl.List(pl.String),
@@ -155,7 +156,7 @@ def test_co_visits_keep_the_nearest_alone_however_many_are_equal(monkeypatch: py
     ranked = whole.rank(table(example("x", ["i0"], "i5")), 3)
     assert ranked["item_id"].to_list() == ["i1", "i10", "i11"]  # equals: the more popular first, then by id
     assert np.diff(whole._similar.indptr).max() == 3
-    monkeypatch.setattr("gemst.evaluation.references.covisits.BLOCK_CELLS", 60)  # blocks of one or two items
+    monkeypatch.setattr("gemst.memory.counts.BLOCK_CELLS", 60)  # blocks of one or two items
     blocks = CoVisits().fit(table(*crawler, example("v", [], "i30"), example("w", [], "i31")), catalogue(40))
     assert (blocks._similar != whole._similar).nnz == 0
 

@@ -1,0 +1,171 @@
+"""The log's own counts beside the model: clicks under the query, and items that go together with the history.
+
+A model tuned for a fraction of an epoch, or on many rare queries, has not seen what a table of counts has. Its scores
+and what the counts say are mixed log-linearly: with the model's log probability l of an item,
+
+    score = model * l + clicked * [c > 0] + rate * log(1 + 1000 c / (n + 5)) + similar * log(1 + 100 s)
+
+where c are the item's clicks under the very query, n its events, and s its similarity to the history (the item itself,
+where it stands there, counts as similar). The weights are fitted on validation examples, for each case on its own
+(`gemst.memory.fit`). Interpolating a language model with what a store remembers is kNN-LM's idea (Khandelwal et al.
+2020); log-linear weights are those of reranking by maximum likelihood.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy import sparse
+
+from gemst.files import read_json, write_json
+from gemst.memory.counts import (
+    DECAY,
+    clicks_by_query,
+    history_matrix,
+    rows_of,
+    similar_items,
+    train_events,
+)
+
+if TYPE_CHECKING:
+    from gemst.item_ids import ItemIds
+
+Floats = NDArray[np.float32]
+Mixture = tuple[Floats, sparse.csr_array]
+Weights = dict[str, tuple[float, ...]]  # case -> a number for each of FEATURES
+
+CASES = ("recommendation", "search", "new query")  # the last: nobody had asked that in train
+FEATURES = ("model", "clicked", "rate", "similar")
+ALONE = (1.0, 0.0, 0.0, 0.0)  # the model by itself
+_NEIGHBOURS = 50  # of an item
+_PRIOR, _RATE, _SIMILAR = 5, 1000, 100
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Counts of the train events over a catalogue's items, in the order of its `ItemIds`."""
+
+    queries: pl.DataFrame  # key, at: a query's row in `clicks`
+    clicks: sparse.csr_array  # (queries, items) float32
+    events: NDArray[np.int64]  # (items,)
+    similar: sparse.csr_array  # (items, items) float32
+    weights: Weights
+
+    def weighed(self, weights: Weights) -> Memory:
+        """The same counts with other weights."""
+        return replace(self, weights=weights)
+
+    def cases(self, examples: pl.DataFrame) -> NDArray[np.int64]:
+        """Position in `CASES` of each example, (examples,)."""
+        asked = examples["query"].is_not_null().to_numpy()
+        known = rows_of(self.queries, examples).is_not_null().to_numpy()
+        return np.where(asked, np.where(known, 1, 2), 0)
+
+    def evidence(self, ids: ItemIds, examples: pl.DataFrame) -> tuple[sparse.csr_array, ...]:
+        """What is known of the items for each example (columns history, query): clicked, rate and similar.
+
+        Each is (examples, items) float32 with sorted columns, zero where nothing is known.
+        """
+        at = rows_of(self.queries, examples)
+        row = np.flatnonzero(at.is_not_null().to_numpy())
+        found = self.clicks[at.drop_nulls().to_numpy()].tocoo()
+        shape = (len(examples), len(self.events))
+        cells = (row[found.row], found.col)
+        per_event = found.data / (self.events[found.col] + _PRIOR)
+        clicked = sparse.csr_array((np.ones(found.nnz, np.float32), cells), shape=shape)
+        rate = sparse.csr_array((np.log1p(_RATE * per_event).astype(np.float32), cells), shape=shape)
+        past = history_matrix(
+            ids.rows_of(examples["history"].explode(empty_as_null=False)),
+            examples["history"].list.len().cast(pl.Int64).to_numpy(), shape[1], DECAY,
+        )  # fmt: skip
+        near = (past @ self.similar + past).tocsr()
+        near.data = np.log1p(_SIMILAR * near.data).astype(np.float32)
+        for part in (clicked, rate, near):
+            part.sort_indices()
+        return clicked, rate, near
+
+    def bonus(self, ids: ItemIds, examples: pl.DataFrame) -> Mixture:
+        """What the mixture makes of each example: the model's weight (examples,), and what is added to its scores.
+
+        The second is (examples, items), with sorted columns and no cell twice.
+        """
+        table = np.asarray([self.weights.get(case, ALONE) for case in CASES], np.float32)
+        model, *others = table[self.cases(examples)].T
+        clicked, rate, similar = (
+            sparse.diags_array(weight) @ part for weight, part in zip(others, self.evidence(ids, examples), strict=True)
+        )
+        added = (clicked + rate + similar).tocsr()
+        added.sort_indices()
+        return model, added
+
+    def save(self, folder: Path, ids: ItemIds) -> None:
+        """Write clicks, events and similar (Parquet, by item_id) and weights.json to `folder`, which is made."""
+        folder.mkdir(parents=True)
+        clicks, similar = self.clicks.tocoo(), self.similar.tocoo()
+        tables = {
+            "clicks": {
+                "query": self.queries.sort("at")["key"].gather(clicks.row),
+                "item_id": ids.names.gather(clicks.col),
+                "clicks": clicks.data,
+            },
+            "events": {"item_id": ids.names.head(len(self.events)), "events": self.events},
+            "similar": {
+                "item_id": ids.names.gather(similar.row),
+                "other": ids.names.gather(similar.col),
+                "similarity": similar.data,
+            },
+        }
+        for name, columns in tables.items():
+            pl.DataFrame(columns).write_parquet(folder / f"{name}.parquet")
+        weights = {case: dict(zip(FEATURES, values, strict=True)) for case, values in self.weights.items()}
+        write_json(folder / "weights.json", weights)
+
+
+def build(ids: ItemIds, train: pl.DataFrame) -> Memory:
+    """Count the train examples. The weights leave the model alone: `gemst.memory.fit` finds better ones."""
+    index = pl.DataFrame({"item_id": ids.names}).with_row_index("column")
+    events = train_events(train).join(index, on="item_id", maintain_order="left")
+    items = len(ids.item_id)
+    queries, clicks = clicks_by_query(events, items)
+    counts = np.bincount(events["column"].to_numpy(), minlength=items)
+    return Memory(queries, clicks, counts, similar_items(events, items, _NEIGHBOURS), {})
+
+
+def load(folder: Path, ids: ItemIds) -> Memory:
+    """Read what `Memory.save` wrote. Items that `ids` has got since then have no counts."""
+    tables = {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("clicks", "events", "similar")}
+    weights = {
+        case: tuple(float(by_name[name]) for name in FEATURES)
+        for case, by_name in read_json(folder / "weights.json").items()
+    }
+    items, at = len(ids.item_id), {name: ids.rows_of(table["item_id"]) for name, table in tables.items()}
+    events = np.zeros(items, np.int64)
+    events[at["events"]] = tables["events"]["events"].to_numpy()
+    queries = tables["clicks"].select(key="query").unique().sort("key").with_row_index("at").select("key", "at")
+    asked = tables["clicks"].select(key="query").join(queries, on="key", how="left", maintain_order="left")["at"]
+    clicks = _matrix(tables["clicks"]["clicks"], asked.to_numpy(), at["clicks"], (len(queries), items))
+    others = ids.rows_of(tables["similar"]["other"])
+    similar = _matrix(tables["similar"]["similarity"], at["similar"], others, (items, items))
+    return Memory(queries, clicks, events, similar, weights)
+
+
+def at_cells(matrix: sparse.csr_array, row: NDArray[np.integer], column: NDArray[np.integer]) -> Floats:
+    """Values (cells,) of a matrix with sorted columns at `row` and `column`; zero where it has none."""
+    width = matrix.shape[1]
+    own = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)) * width + matrix.indices
+    wanted = row.astype(np.int64) * width + column
+    place = np.searchsorted(own, wanted)
+    found = np.append(own, -1)[place] == wanted
+    values: Floats = np.where(found, np.append(matrix.data, 0)[place], 0).astype(np.float32)
+    return values
+
+
+def _matrix(
+    values: pl.Series, row: NDArray[np.integer], column: NDArray[np.int64], shape: tuple[int, int]
+) -> sparse.csr_array:
+    return sparse.coo_array((values.to_numpy().astype(np.float32), (row, column)), shape=shape).tocsr()

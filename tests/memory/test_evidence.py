@@ -1,0 +1,107 @@
+"""What a memory counts, what it says of an item, and that a folder gives it back."""
+
+from __future__ import annotations
+
+from math import log1p
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import sparse
+
+from gemst import memory
+from gemst.memory.evidence import ALONE, at_cells
+from tests.ranking.tiny import make_ids
+
+IDS = make_ids(np.arange(5)[:, None], (5,))
+
+
+def train() -> pl.DataFrame:
+    """i0 and i1 go together; i2 is asked for by "Rock ", i0 by both spellings of it; i4 is never met."""
+    lines = [
+        ("u0", None, [], "i0"), ("u0", None, ["i0"], "i1"), ("u0", "rock", ["i0", "i1"], "i0"),
+        ("u1", None, [], "i0"), ("u1", None, ["i0"], "i1"), ("u1", "Rock ", ["i0", "i1"], "i2"),
+        ("u2", "ROCK", [], "i0"), ("u2", "jazz", ["i0"], "i3"),
+    ]  # fmt: skip
+    return pl.DataFrame(
+        [(user, "search" if query else "recommendation", query, past, [item]) for user, query, past, item in lines],
+        schema={
+            "user_id": pl.String, "task": pl.String, "query": pl.String, "history": pl.List(pl.String),
+            "targets": pl.List(pl.String),
+        },
+        orient="row",
+    )  # fmt: skip
+
+
+def asked(*examples: tuple[list[str], str | None]) -> pl.DataFrame:
+    return pl.DataFrame(examples, schema={"history": pl.List(pl.String), "query": pl.String}, orient="row")
+
+
+def test_evidence_is_what_the_log_counts() -> None:
+    made = memory.build(IDS, train())
+    clicked, rate, similar = (
+        part.toarray()
+        for part in made.evidence(IDS, asked(([], " rock"), (["i0"], None), (["i9", "i1", "i3"], "folk")))
+    )
+    assert clicked.tolist() == [[1, 0, 1, 0, 0], [0] * 5, [0] * 5]
+    events = [4, 2, 1, 1, 0]
+    assert made.events.tolist() == events
+    assert rate[0] == pytest.approx([log1p(1000 * 2 / 9), 0, log1p(1000 / 6), 0, 0], rel=1e-6)
+    assert not rate[1:].any()
+    cosine = 2 / np.sqrt(3 * 2)  # i0 was taken by three users, i1 by two of them
+    assert similar[0].tolist() == [0] * 5
+    assert similar[1][:2] == pytest.approx([log1p(100), log1p(100 * cosine)], rel=1e-6)
+    assert similar[2][1] == pytest.approx(log1p(100 * 0.7), rel=1e-6)  # itself, one event old
+    assert similar[2][4] == 0
+    assert made.cases(asked(([], "rock"), ([], None), ([], "folk"))).tolist() == [1, 0, 2]
+
+
+def test_the_bonus_is_the_weighed_sum_of_a_cases_evidence() -> None:
+    weights = {"recommendation": (0.5, 9.0, 9.0, 0.25), "search": (0.8, 2.0, -0.1, 0.3)}
+    made = memory.build(IDS, train()).weighed(weights)
+    examples = asked((["i0"], "rock"), (["i0"], None), (["i0"], "folk"))
+    clicked, rate, similar = (part.toarray() for part in made.evidence(IDS, examples))
+    model, added = made.bonus(IDS, examples)
+    assert model == pytest.approx([0.8, 0.5, 1.0])
+    found = added.toarray()
+    assert found[0] == pytest.approx(2 * clicked[0] - 0.1 * rate[0] + 0.3 * similar[0])
+    assert found[1] == pytest.approx(0.25 * similar[1])
+    assert not found[2].any()  # no weights for new queries: the model alone
+    everywhere = np.divmod(np.arange(15), 5)
+    assert at_cells(added, *everywhere).tolist() == found.ravel().tolist()
+
+
+def test_cells_are_found_where_rows_are_empty() -> None:
+    matrix = sparse.csr_array(np.array([[0, 0, 0], [1, 0, 2], [0, 0, 0]], np.float32))
+    assert at_cells(matrix, np.array([0, 1, 1, 1, 2]), np.array([2, 2, 1, 0, 0])).tolist() == [0, 2, 0, 1, 0]
+    assert at_cells(matrix[:1], np.array([0]), np.array([0])).tolist() == [0]
+
+
+def test_a_folder_gives_a_memory_back_and_new_items_have_no_counts(tmp_path: Path) -> None:
+    made = memory.build(IDS, train()).weighed({"search": (0.8, 2.0, -0.1, 0.3)})
+    made.save(tmp_path / "memory", IDS)
+    examples = asked((["i0"], "jazz"), (["i1"], "rock"))
+    again = memory.load(tmp_path / "memory", IDS)
+    assert again.weights == made.weights
+    assert (again.bonus(IDS, examples)[1] != made.bonus(IDS, examples)[1]).nnz == 0
+    more = make_ids(np.arange(7)[:, None], (7,))
+    grown = memory.load(tmp_path / "memory", more)
+    found = grown.bonus(more, examples)[1].toarray()
+    assert np.array_equal(found[:, :5], made.bonus(IDS, examples)[1].toarray())
+    assert not found[:, 5:].any()
+
+
+@pytest.mark.parametrize("column", ["query", "history"])
+def test_a_log_without_searches_or_histories_has_less_to_say(column: str) -> None:
+    bare = train().with_columns(pl.lit(None if column == "query" else []).cast(train().schema[column]).alias(column))
+    made = memory.build(IDS, bare)
+    clicked, _, similar = made.evidence(IDS, asked((["i0"], "rock"), ([], None)))
+    assert (clicked.nnz == 0) == (column == "query")
+    assert similar.nnz > 0
+
+
+def test_without_weights_nothing_is_added() -> None:
+    model, added = memory.build(IDS, train()).bonus(IDS, asked((["i0"], "rock"), ([], None)))
+    assert model.tolist() == [ALONE[0]] * 2
+    assert not added.toarray().any()
