@@ -189,16 +189,16 @@ def tune(config: Config) -> Summary:
                         "tokens": outcome.tokens, "seconds": round(outcome.seconds, 1),
                         "seconds_per_step": round(outcome.seconds_per_step, 3), "best_valid_joint": outcome.best,
                         "largest_leak": outcome.largest_leak, "skipped": outcome.skipped,
-                        "memory": [asdict(gain) for gain in outcome.gains],
+                        "memory": [asdict(fit) for fit in outcome.memory],
                     },
                 )  # fmt: skip
         summary.read |= {"train": len(train), "valid": len(valid), "items": len(items)}
         summary.written |= {"steps": outcome.steps, "model": str(layout.MODEL)}
         summary.notes.append(f"{outcome.epochs:.2f} epochs, best validation NDCG@10 {outcome.best:.4f} (harmonic mean)")
         summary.notes += [
-            f"memory, {gain.case}: validation NDCG@10 {gain.before:.4f} without it, {gain.after:.4f} with it "
-            f"({gain.examples} examples)"
-            for gain in outcome.gains
+            f"memory, {fit.case}: validation NDCG@10 {fit.before:.4f} without it, {fit.after:.4f} with it "
+            f"({fit.examples} examples)"
+            for fit in outcome.memory
         ]
         if outcome.largest_leak is not None:
             summary.notes.append(f"largest leak out of the null space {outcome.largest_leak:.1e}")
@@ -260,6 +260,7 @@ def evaluate(config: Config) -> Summary:
                 report.write(
                     folder, result, items=items, test=frames["test"], tuning=layout.TUNING,
                     facts={"method": config.tuning.method, "backbone": config.backbone.name},
+                    memory=tuned.memory.fits if tuned.memory and config.ranking.memory else (),
                 )  # fmt: skip
         summary.read |= {name: len(frame) for name, frame in frames.items()}
         summary.written |= {"report": str(layout.EVALUATION / "report.html")}

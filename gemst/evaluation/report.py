@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,16 @@ import polars as pl
 from gemst.evaluation import page, plots
 from gemst.evaluation.examples import Example, worked
 from gemst.evaluation.page import Cell
+from gemst.memory.evidence import FEATURES
 from gemst.prompts import TASKS
 
 if TYPE_CHECKING:
     from gemst.evaluation.run import Evaluation
+    from gemst.memory.evidence import Fit
 
 _SHOWN = ("ndcg@10", "hit@10", "mrr@10", "map@10")
 _PARTS = (
-    ("results", "Results"), ("slices", "Slices"), ("protocols", "Sampled protocols"),
+    ("results", "Results"), ("memory", "The log's counts"), ("slices", "Slices"), ("protocols", "Sampled protocols"),
     ("knowledge", "General knowledge"), ("training", "Training"), ("conflict", "Task conflict"),
     ("guarantees", "Subspaces"), ("examples", "Worked examples"), ("about", "About the numbers"),
 )  # fmt: skip
@@ -33,11 +35,12 @@ def write(
     test: pl.DataFrame,
     tuning: Path,
     facts: Mapping[str, str] | None = None,
+    memory: Sequence[Fit] = (),
 ) -> None:
     """Write report.html and report.md into `folder`; `tuning` holds curves.parquet and diagnostics.parquet, or not."""
     text = html(
         result, items=items, test=test, curves=tuning / "curves.parquet", diagnostics=tuning / "diagnostics.parquet",
-        facts=facts,
+        facts=facts, memory=memory,
     )  # fmt: skip
     (folder / "report.html").write_text(text, encoding="utf-8")
     (folder / "report.md").write_text(markdown(result.metrics), encoding="utf-8")
@@ -51,12 +54,14 @@ def html(
     curves: Path,
     diagnostics: Path,
     facts: Mapping[str, str] | None = None,
+    memory: Sequence[Fit] = (),
 ) -> str:
     """The whole report as one page without any outside reference.
 
     `curves` (step, name, value) and `diagnostics` (step, module, cosine, energy_*, leak) are Parquet files of the
     tuning stage: a file or column that a tuning method did not write leaves its figure out. `facts` are shown under the
-    title, such as the method and the backbone.
+    title, such as the method and the backbone; `memory`
+    are how the log's counts were weighed.
     """
     metrics, depth = result.metrics, int(result.rankings["rank"].cast(pl.Int64).max() or 0)  # type: ignore[arg-type]
     steps = pl.read_parquet(curves) if curves.exists() else pl.DataFrame(schema={"name": pl.String})
@@ -66,6 +71,12 @@ def html(
             "results", "Results", _verdict(metrics),
             page.figure(plots.metrics_with_intervals(metrics), "NDCG@10 of every ranker with 95 % intervals, per task"),
             _table(metrics), _paired(metrics),
+        ),
+        page.section(
+            "memory", "The log's counts",
+            "Clicks under the query and co-visits are mixed with the model's scores, by weights fitted on validation "
+            "examples. NDCG@10 of those, without the counts and with them:",
+            _memory(memory),
         ),
         page.section(
             "slices", "Slices",
@@ -234,6 +245,18 @@ def _paired(metrics: dict[str, Any]) -> str:
     if not rows:
         return ""
     return "<h3>Model minus reference, NDCG@10, paired</h3>" + page.table(["", *TASKS, "joint"], rows)
+
+
+def _memory(fits: Sequence[Fit]) -> str:
+    rows: list[list[Cell]] = [
+        [
+            fit.case, f"{fit.examples:,}", f"{fit.before:.4f}", f"{fit.after:.4f}",
+            *(f"{weight:.2f}" for weight in fit.weights),
+        ]
+        for fit in fits
+    ]  # fmt: skip
+    header = ["", "examples", "model alone", "with counts", *(f"weight: {name}" for name in FEATURES)]
+    return page.table(header, rows) if rows else ""
 
 
 def _protocol(name: str, part: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ where it stands there, counts as similar). The weights are fitted on validation 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,13 +38,23 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 Mixture = tuple[Floats, sparse.csr_array]
-Weights = dict[str, tuple[float, ...]]  # case -> a number for each of FEATURES
 
 CASES = ("recommendation", "search", "new query")  # the last: nobody had asked that in train
 FEATURES = ("model", "clicked", "rate", "similar")
 ALONE = (1.0, 0.0, 0.0, 0.0)  # the model by itself
 _NEIGHBOURS = 50  # of an item
 _PRIOR, _RATE, _SIMILAR = 5, 1000, 100
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A case's weights, and the NDCG@10 of its validation examples without the memory and with it."""
+
+    case: str
+    examples: int
+    before: float
+    after: float
+    weights: tuple[float, ...]  # of FEATURES
 
 
 @dataclass(frozen=True)
@@ -54,11 +65,11 @@ class Memory:
     clicks: sparse.csr_array  # (queries, items) float32
     events: NDArray[np.int64]  # (items,)
     similar: sparse.csr_array  # (items, items) float32
-    weights: Weights
+    fits: tuple[Fit, ...] = ()  # a case without one is left to the model
 
-    def weighed(self, weights: Weights) -> Memory:
+    def fitted(self, fits: Sequence[Fit]) -> Memory:
         """The same counts with other weights."""
-        return replace(self, weights=weights)
+        return replace(self, fits=tuple(fits))
 
     def cases(self, examples: pl.DataFrame) -> NDArray[np.int64]:
         """Position in `CASES` of each example, (examples,)."""
@@ -94,7 +105,8 @@ class Memory:
 
         The second is (examples, items), with sorted columns and no cell twice.
         """
-        table = np.asarray([self.weights.get(case, ALONE) for case in CASES], np.float32)
+        weights = {fit.case: fit.weights for fit in self.fits}
+        table = np.asarray([weights.get(case, ALONE) for case in CASES], np.float32)
         model, *others = table[self.cases(examples)].T
         clicked, rate, similar = (
             sparse.diags_array(weight) @ part for weight, part in zip(others, self.evidence(ids, examples), strict=True)
@@ -104,7 +116,7 @@ class Memory:
         return model, added
 
     def save(self, folder: Path, ids: ItemIds) -> None:
-        """Write clicks, events and similar (Parquet, by item_id) and weights.json to `folder`, which is made."""
+        """Write clicks, events and similar (Parquet, by item_id) and fits.json to `folder`, which is made."""
         folder.mkdir(parents=True)
         clicks, similar = self.clicks.tocoo(), self.similar.tocoo()
         tables = {
@@ -122,8 +134,10 @@ class Memory:
         }
         for name, columns in tables.items():
             pl.DataFrame(columns).write_parquet(folder / f"{name}.parquet")
-        weights = {case: dict(zip(FEATURES, values, strict=True)) for case, values in self.weights.items()}
-        write_json(folder / "weights.json", weights)
+        write_json(
+            folder / "fits.json",
+            [asdict(fit) | {"weights": dict(zip(FEATURES, fit.weights, strict=True))} for fit in self.fits],
+        )
 
 
 def build(ids: ItemIds, train: pl.DataFrame) -> Memory:
@@ -133,16 +147,16 @@ def build(ids: ItemIds, train: pl.DataFrame) -> Memory:
     items = len(ids.item_id)
     queries, clicks = clicks_by_query(events, items)
     counts = np.bincount(events["column"].to_numpy(), minlength=items)
-    return Memory(queries, clicks, counts, similar_items(events, items, _NEIGHBOURS), {})
+    return Memory(queries, clicks, counts, similar_items(events, items, _NEIGHBOURS))
 
 
 def load(folder: Path, ids: ItemIds) -> Memory:
     """Read what `Memory.save` wrote. Items that `ids` has got since then have no counts."""
     tables = {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("clicks", "events", "similar")}
-    weights = {
-        case: tuple(float(by_name[name]) for name in FEATURES)
-        for case, by_name in read_json(folder / "weights.json").items()
-    }
+    fits = tuple(
+        Fit(**{**fit, "weights": tuple(fit["weights"][name] for name in FEATURES)})
+        for fit in read_json(folder / "fits.json")
+    )
     items, at = len(ids.item_id), {name: ids.rows_of(table["item_id"]) for name, table in tables.items()}
     events = np.zeros(items, np.int64)
     events[at["events"]] = tables["events"]["events"].to_numpy()
@@ -151,7 +165,7 @@ def load(folder: Path, ids: ItemIds) -> Memory:
     clicks = _matrix(tables["clicks"]["clicks"], asked.to_numpy(), at["clicks"], (len(queries), items))
     others = ids.rows_of(tables["similar"]["other"])
     similar = _matrix(tables["similar"]["similarity"], at["similar"], others, (items, items))
-    return Memory(queries, clicks, events, similar, weights)
+    return Memory(queries, clicks, events, similar, fits)
 
 
 def at_cells(matrix: sparse.csr_array, row: NDArray[np.integer], column: NDArray[np.integer]) -> Floats:

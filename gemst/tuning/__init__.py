@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from gemst.backbone import Tuned
     from gemst.config import Config
     from gemst.item_ids import ItemIds
+    from gemst.memory.evidence import Fit
     from gemst.tuning.methods import Method
     from gemst.tuning.parallel import Processes
-    from gemst.tuning.remember import Gain
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Outcome:
     best: float  # harmonic mean of both validation NDCG@10
     largest_leak: float | None
     skipped: int  # steps whose gradients were no numbers
-    gains: tuple[Gain, ...] = ()  # of the memory
+    memory: tuple[Fit, ...] = ()
 
 
 def run(
@@ -138,12 +138,12 @@ def run(
         method.finish()
         thaw_norms(model, norms)
         item_model.fold()
-    gains: list[Gain] = []
+    fits: tuple[Fit, ...] = ()
     if config.ranking.memory:
         with autocast(config.tuning.precision, tuned.model.device):
-            memory, gains = remember(tuned, train, valid, config)
-        tuned = replace(tuned, memory=memory)
-        log(state.step, {f"memory/{gain.case.replace(' ', '_')}_gain": gain.after - gain.before for gain in gains})
+            memory = remember(tuned, train, valid, config)
+        tuned, fits = replace(tuned, memory=memory), memory.fits
+        log(state.step, {f"memory/{fit.case.replace(' ', '_')}_gain": fit.after - fit.before for fit in fits})
     _export(config, tuned, item_ids, model_folder, leaks, before)
     tuning_folder.mkdir(parents=True, exist_ok=True)
     pl.DataFrame(
@@ -155,7 +155,7 @@ def run(
         layers = layers.join(final, on="module", how="left") if len(layers) else final
     layers.write_parquet(tuning_folder / "diagnostics.parquet")
     checkpoints.clear()
-    return replace(outcome, largest_leak=max(leaks.values()) if leaks else None, gains=tuple(gains))
+    return replace(outcome, largest_leak=max(leaks.values()) if leaks else None, memory=fits)
 
 
 def _release_memory() -> None:

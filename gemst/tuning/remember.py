@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,17 +18,7 @@ if TYPE_CHECKING:
 _CANDIDATES = 100  # of the model, and of each kind of evidence
 
 
-@dataclass(frozen=True)
-class Gain:
-    """Validation NDCG@10 of a case's examples without the memory and with it, among the fit's candidates."""
-
-    case: str
-    examples: int
-    before: float
-    after: float
-
-
-def remember(tuned: Tuned, train: pl.DataFrame, valid: pl.DataFrame, config: Config) -> tuple[Memory, list[Gain]]:
+def remember(tuned: Tuned, train: pl.DataFrame, valid: pl.DataFrame, config: Config) -> Memory:
     """Count `train` and fit the weights for `tuned` on `valid`; a case that gains nothing is left to the model.
 
     The weights see what the model and the counts have not: validation targets, as those of `Validation` are, with what
@@ -36,7 +26,7 @@ def remember(tuned: Tuned, train: pl.DataFrame, valid: pl.DataFrame, config: Con
     """
     from gemst.evaluation.protocols import seen_items
     from gemst.memory import build
-    from gemst.memory.evidence import CASES, at_cells
+    from gemst.memory.evidence import ALONE, CASES, Fit, at_cells
     from gemst.memory.fit import fit
     from gemst.ranking import rank, score
     from gemst.ranking.remembered import best, listed
@@ -62,7 +52,7 @@ def remember(tuned: Tuned, train: pl.DataFrame, valid: pl.DataFrame, config: Con
     taken = scored.join(relevant.with_columns(taken=True), on=["row", "item_id"], how="left", maintain_order="left")
     target = taken["taken"].fill_null(False).to_numpy()
     case = memory.cases(examples)
-    weights, gains = {}, []
+    fits = []
     for number, name in enumerate(CASES):
         mine = case[row] == number
         if not mine.any():
@@ -73,10 +63,10 @@ def remember(tuned: Tuned, train: pl.DataFrame, valid: pl.DataFrame, config: Con
             _ndcg(scored.filter(pl.Series(mine)), values, asked)
             for values in (features[mine, 0], features[mine] @ np.asarray(found))
         )
-        gains.append(Gain(name, int((case == number).sum()), before, max(before, after)))
-        if after > before:
-            weights[name] = found
-    return memory.weighed(weights), gains
+        if after <= before:
+            found, after = ALONE, before
+        fits.append(Fit(name, int((case == number).sum()), before, after, found))
+    return memory.fitted(fits)
 
 
 def _ndcg(candidates: pl.DataFrame, scores: NDArray[np.float64], relevant: pl.DataFrame) -> float:

@@ -11,8 +11,13 @@ import pytest
 from scipy import sparse
 
 from gemst import memory
-from gemst.memory.evidence import ALONE, at_cells
+from gemst.memory.evidence import ALONE, Fit, at_cells
 from tests.ranking.tiny import make_ids
+
+
+def fits(**weights: tuple[float, ...]) -> list[Fit]:
+    return [Fit(case, 9, 0.1, 0.2, found) for case, found in weights.items()]
+
 
 IDS = make_ids(np.arange(5)[:, None], (5,))
 
@@ -58,8 +63,8 @@ def test_evidence_is_what_the_log_counts() -> None:
 
 
 def test_the_bonus_is_the_weighed_sum_of_a_cases_evidence() -> None:
-    weights = {"recommendation": (0.5, 9.0, 9.0, 0.25), "search": (0.8, 2.0, -0.1, 0.3)}
-    made = memory.build(IDS, train()).weighed(weights)
+    weighed = fits(recommendation=(0.5, 9.0, 9.0, 0.25), search=(0.8, 2.0, -0.1, 0.3))
+    made = memory.build(IDS, train()).fitted(weighed)
     examples = asked((["i0"], "rock"), (["i0"], None), (["i0"], "folk"))
     clicked, rate, similar = (part.toarray() for part in made.evidence(IDS, examples))
     model, added = made.bonus(IDS, examples)
@@ -79,11 +84,11 @@ def test_cells_are_found_where_rows_are_empty() -> None:
 
 
 def test_a_folder_gives_a_memory_back_and_new_items_have_no_counts(tmp_path: Path) -> None:
-    made = memory.build(IDS, train()).weighed({"search": (0.8, 2.0, -0.1, 0.3)})
+    made = memory.build(IDS, train()).fitted(fits(search=(0.8, 2.0, -0.1, 0.3)))
     made.save(tmp_path / "memory", IDS)
     examples = asked((["i0"], "jazz"), (["i1"], "rock"))
     again = memory.load(tmp_path / "memory", IDS)
-    assert again.weights == made.weights
+    assert again.fits == made.fits
     assert (again.bonus(IDS, examples)[1] != made.bonus(IDS, examples)[1]).nnz == 0
     more = make_ids(np.arange(7)[:, None], (7,))
     grown = memory.load(tmp_path / "memory", more)

@@ -12,12 +12,17 @@ from polars.testing import assert_frame_equal
 from gemst import memory
 from gemst.config import Ranking
 from gemst.memory import Memory
+from gemst.memory.evidence import Fit
 from gemst.ranking import rank, score
 from gemst.ranking.remembered import best, listed
 from tests.ranking.test_ranker import assert_scores, expected, lists
 from tests.ranking.tiny import brute_force, examples, make_tuned, random_ids
 
 WEIGHTS = {"recommendation": (0.6, 0.0, 0.0, 0.7), "search": (0.5, 2.0, 0.4, 0.6), "new query": (0.9, 0.0, 0.0, 0.2)}
+
+
+def fits(weights: dict[str, tuple[float, ...]]) -> list[Fit]:
+    return [Fit(case, 9, 0.1, 0.2, found) for case, found in weights.items()]
 
 
 def counted(ids: object) -> Memory:
@@ -33,7 +38,7 @@ def counted(ids: object) -> Memory:
             "targets": [[f"i{item}"] for item in rng.integers(0, 21, 40)],
         }
     )
-    return memory.build(ids, train).weighed(WEIGHTS)  # type: ignore[arg-type]
+    return memory.build(ids, train).fitted(fits(WEIGHTS))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sizes", [(23,), (3, 9), (3, 4, 4)])
@@ -71,7 +76,7 @@ def test_a_memory_brings_up_what_too_few_beams_miss() -> None:
     ids = random_ids(21, (3, 9))
     plain = make_tuned("llama", ids)
     asked = examples(ids, 8)
-    made = counted(ids).weighed(dict.fromkeys(WEIGHTS, (0.01, 5.0, 1.0, 5.0)))
+    made = counted(ids).fitted(fits(dict.fromkeys(WEIGHTS, (0.01, 5.0, 1.0, 5.0))))
     _, added = made.bonus(ids, asked)
     found = lists(rank(replace(plain, memory=made), asked, 1, Ranking(beams=1)), 8)
     dense = added.toarray()

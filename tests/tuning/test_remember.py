@@ -44,34 +44,34 @@ def configured(**tuning: object) -> Config:
 @pytest.mark.parametrize("sizes", [(23,), (3, 9)])
 def test_clicks_that_tell_the_target_are_weighed(sizes: tuple[int, ...]) -> None:
     tuned = make_tuned("llama", random_ids(N, sizes))
-    memory, gains = remember(tuned, *tables(knows=True), configured())
-    by_case = {gain.case: gain for gain in gains}
+    memory = remember(tuned, *tables(knows=True), configured())
+    by_case = {fit.case: fit for fit in memory.fits}
     assert set(by_case) == {"recommendation", "search"}
     assert by_case["search"].examples == USERS
     assert by_case["search"].after > 0.85 > 0.5 > by_case["search"].before
-    model, clicked, rate, _ = memory.weights["search"]
+    model, clicked, rate, _ = by_case["search"].weights
     assert 0.3 * clicked + rate > 0.6  # log(1 + 1000 * 40 / 45) is near 7: e to the power of 5 against other items
     assert model < 0.9
 
 
 def test_a_log_that_tells_nothing_leaves_the_model_alone_or_better() -> None:
     tuned = make_tuned("llama", random_ids(N, (23,)))
-    memory, gains = remember(tuned, *tables(knows=False), configured())
-    for gain in gains:
-        assert gain.after >= gain.before
-        if gain.after == gain.before:
-            assert gain.case not in memory.weights
+    memory = remember(tuned, *tables(knows=False), configured())
+    for fit in memory.fits:
+        assert fit.after >= fit.before
+        if fit.after == fit.before:
+            assert fit.weights == ALONE
 
 
 def test_a_single_task_is_fitted_alone_and_few_examples_are_not() -> None:
     tuned = make_tuned("llama", random_ids(N, (23,)))
     train, valid = tables(knows=True)
-    memory, gains = remember(tuned, train, valid, configured(tasks="search"))
-    assert [gain.case for gain in gains] == ["search"]
+    memory = remember(tuned, train, valid, configured(tasks="search"))
+    assert [fit.case for fit in memory.fits] == ["search"]
     few = valid.filter(pl.col("user_id") < "u12")
-    memory, gains = remember(tuned, train, few, configured())
-    assert memory.weights == {}
-    assert all(gain.after == gain.before for gain in gains)
+    memory = remember(tuned, train, few, configured())
+    assert {fit.weights for fit in memory.fits} == {ALONE}
+    assert all(fit.after == fit.before for fit in memory.fits)
     assert memory.bonus(tuned.ids, few)[0].tolist() == [ALONE[0]] * len(few)
 
 
@@ -80,5 +80,5 @@ def test_what_was_seen_is_no_candidate() -> None:
     tuned = make_tuned("llama", random_ids(N, (23,)))
     train, valid = tables(knows=True)
     config = Config.model_validate({"ranking": {"beams": 5}})
-    _, gains = remember(tuned, train, valid, config)
-    assert {gain.case for gain in gains} == {"recommendation", "search"}
+    memory = remember(tuned, train, valid, config)
+    assert {fit.case for fit in memory.fits} == {"recommendation", "search"}
