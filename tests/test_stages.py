@@ -66,6 +66,33 @@ def test_the_chain_ends_with_a_champion_and_the_same_numbers_everywhere(ran: Pat
     assert {"validation/docs/index.html", "validation/docs/validations"} <= docs
 
 
+def test_the_memory_goes_where_the_model_goes_and_can_be_left_out(ran: Path, config, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(ran)
+    from gemst import registry
+    from gemst.ranking import rank
+
+    fits = read_json(layout.MODEL / "memory" / "fits.json")
+    assert {fit["case"] for fit in fits} >= {"recommendation", "search"}
+    run = read_json(layout.TUNING / "run.json")
+    assert [(fit["case"], fit["after"]) for fit in run["memory"]] == [(fit["case"], fit["after"]) for fit in fits]
+    assert all(fit["after"] >= fit["before"] for fit in fits)
+    assert "id=memory" in (layout.EVALUATION / "report.html").read_text().replace('"', "")
+    tuned = backbone.load_tuned(registry.champion(config).folder)
+    asked = pl.read_parquet(layout.EXAMPLES / "test.parquet")
+    assert tuned.memory is not None
+    alone = config.model_copy(update={"ranking": config.ranking.model_copy(update={"memory": False})})
+    ranked = [rank(tuned, asked, 5, one.ranking) for one in (config, alone)]
+    fitted = any(fit["after"] > fit["before"] for fit in fits)
+    assert ranked[0].equals(ranked[1]) != fitted
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    stages.tune(alone)
+    assert not (layout.MODEL / "memory").exists()
+    assert read_json(layout.TUNING / "run.json")["memory"] == []
+    stages.evaluate(alone)
+    assert "id=memory" not in (layout.EVALUATION / "report.html").read_text().replace('"', "")
+
+
 def test_old_vocabulary_and_norms_keep_their_bits_and_linears_move(ran: Path, monkeypatch) -> None:
     monkeypatch.chdir(ran)
     before = LlamaForCausalLM.from_pretrained("backbone").state_dict()

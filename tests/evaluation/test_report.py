@@ -17,6 +17,7 @@ import pytest
 from gemst.evaluation import report
 from gemst.evaluation.examples import worked
 from gemst.evaluation.run import Evaluation
+from gemst.memory.evidence import ALONE, Fit
 
 ITEMS = pl.DataFrame(
     {"item_id": [f"i{n}" for n in range(30)], "title": [f"Film {n}" for n in range(29)] + ["<b>Bold</b> & co"]}
@@ -226,6 +227,16 @@ def test_both_versions_are_written(result: Evaluation, logs: tuple[Path, Path], 
     assert {"training", "conflict"} <= set(page.sections)
     assert "gems & co" in " ".join(page.words)
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == report.markdown(result.metrics)
+
+
+def test_how_the_counts_were_weighed_is_told(result: Evaluation) -> None:
+    fits = [Fit("search", 236, 0.25541, 0.26718, (0.65, 1.94, 0.12, 0.26)), Fit("new query", 7, 0.1, 0.1, ALONE)]
+    source = report.html(result, items=ITEMS, test=examples(), curves=NOTHING, diagnostics=NOTHING, memory=fits)
+    page = Page(source)
+    assert page.sections[:2] == ["results", "memory"]
+    text = " ".join(page.words)
+    for told in ("weight: clicked", "236", "0.2554", "0.2672", "1.94", "new query", "1.00"):
+        assert told in text
 
 
 def test_slices_stand_in_the_order_of_their_numbers() -> None:

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cosine_similarity
 
-from gemst import backbone, item_ids
+from gemst import backbone, item_ids, memory
 from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.files import read_json, write_json
+from gemst.memory.evidence import Fit
 from gemst.ranking import rank
 from gemst.tuning.append import append
 from gemst.tuning.new_rows import answer, histories, place
@@ -98,6 +99,27 @@ def test_an_atomic_append_adds_rows_and_keeps_every_old_bit(family: str, tmp_pat
     assert sorted(found) == sorted(now["item_id"])
     spelled = after.prompter.suffixes(["<item_19>"])[0]
     assert max(spelled) < after.first  # a new token cannot be spelt by a query either
+
+
+def test_a_memory_stays_and_a_new_item_has_no_counts(tmp_path: Path) -> None:
+    model = tuned_model(tmp_path / "model", "atomic", "llama")
+    own = backbone.load_tuned(model)
+    train = log().select(
+        "user_id", "task", "query", targets=pl.concat_list("item_id"), history=pl.concat_list("item_id")
+    )
+    fit = Fit("search", 9, 0.1, 0.2, (0.8, 2.0, -0.1, 0.3))
+    memory.build(own.ids, train).fitted([fit]).save(model / "memory", own.ids)
+    append(model, catalogue(20).filter(pl.col("item_id") != "i3"), log(), configured("atomic"), tmp_path / "grown")
+    before, after = backbone.load_tuned(model), backbone.load_tuned(tmp_path / "grown")
+    assert before.memory is not None
+    assert after.memory is not None
+    assert after.memory.fits == (fit,)
+    asked = ask(["i0", "i17"], log()["query"].drop_nulls()[0])
+    (_, old), (_, new) = (one.memory.bonus(one.ids, asked) for one in (before, after))  # type: ignore[union-attr]
+    assert old.nnz > 0
+    assert (new[:, :16] != old).nnz == 0
+    found = dict(rank(after, asked, 20, Config().ranking).select("item_id", "rank").iter_rows())
+    assert len(found) == 19
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "gpt2"])
