@@ -43,6 +43,7 @@ CASES = ("recommendation", "search", "new query")  # the last: nobody had asked 
 FEATURES = ("model", "clicked", "rate", "similar")
 ALONE = (1.0, 0.0, 0.0, 0.0)  # the model by itself
 _NEIGHBOURS = 50  # of an item
+_NEWEST = 20  # events of a history: an older one weighs less than a thousandth
 _PRIOR, _RATE, _SIMILAR = 5, 1000, 100
 
 
@@ -90,10 +91,9 @@ class Memory:
         per_event = found.data / (self.events[found.col] + _PRIOR)
         clicked = sparse.csr_array((np.ones(found.nnz, np.float32), cells), shape=shape)
         rate = sparse.csr_array((np.log1p(_RATE * per_event).astype(np.float32), cells), shape=shape)
-        past = history_matrix(
-            ids.rows_of(examples["history"].explode(empty_as_null=False)),
-            examples["history"].list.len().cast(pl.Int64).to_numpy(), shape[1], DECAY,
-        )  # fmt: skip
+        newest = examples["history"].list.tail(_NEWEST)
+        lengths = newest.list.len().cast(pl.Int64).to_numpy()
+        past = history_matrix(ids.rows_of(newest.explode(empty_as_null=False)), lengths, shape[1], DECAY)
         near = (past @ self.similar + past).tocsr()
         near.data = np.log1p(_SIMILAR * near.data).astype(np.float32)
         for part in (clicked, rate, near):

@@ -46,7 +46,7 @@ class Request(BaseModel):
 
 
 class Result(BaseModel):
-    """One ranked item; the score is the log probability of its identifier."""
+    """One ranked item; the score is the log probability of its identifier, or what the model's memory makes of it."""
 
     item_id: str
     title: str

@@ -62,6 +62,15 @@ def test_evidence_is_what_the_log_counts() -> None:
     assert made.cases(asked(([], "rock"), ([], None), ([], "folk"))).tolist() == [1, 0, 2]
 
 
+def test_events_of_long_ago_say_nothing() -> None:
+    made = memory.build(IDS, train())
+    long, short = asked((["i4"] * 30 + ["i0"] * 19, None), (["i4"] + ["i0"] * 19, None)), asked((["i0"] * 19, None))
+    found = made.evidence(IDS, long)[2].toarray()
+    assert np.array_equal(found[0], found[1])
+    assert found[0][4] == pytest.approx(log1p(100 * 0.7**19), rel=1e-4)
+    assert not made.evidence(IDS, short)[2].toarray()[0][4]
+
+
 def test_the_bonus_is_the_weighed_sum_of_a_cases_evidence() -> None:
     weighed = fits(recommendation=(0.5, 9.0, 9.0, 0.25), search=(0.8, 2.0, -0.1, 0.3))
     made = memory.build(IDS, train()).fitted(weighed)
