@@ -14,7 +14,7 @@ ITEM_IDS = ARTIFACTS / "item_ids"  # tokenize: ids.parquet, trie.safetensors, qu
 ITEM_ROWS = ARTIFACTS / "item_rows"  # item-rows: rows.safetensors, manifest.json
 NULL_SPACE = ARTIFACTS / "null_space"  # null-space: projectors.safetensors, manifest.json
 TUNING = ARTIFACTS / "tuning"  # tune: curves.parquet, diagnostics.parquet, run.json; checkpoints while it runs
-MODEL = ARTIFACTS / "model"  # tune: a plain transformers checkpoint, its tokenizer, item_ids/ and gemst.json
+MODEL = ARTIFACTS / "model"  # tune: a plain transformers checkpoint, its tokenizer, item_ids/, memory/ and gemst.json
 EVALUATION = ARTIFACTS / "evaluation"  # evaluate: metrics.json, per_query.parquet, report.html, report.md
 
 MLRUNS = Path("mlruns")  # MLflow's database and artefacts
