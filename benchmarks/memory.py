@@ -39,7 +39,7 @@ def main() -> None:
     train, asked = split(1, EVENTS), split(EVENTS, EVENTS + 2)[: given.queries]
     plain = untrained(config, items)
     counted, counting = timed(lambda: memory.build(plain.ids, train))
-    fits = [Fit(case, 1, 0.0, 0.0, (0.7, 2.0, 0.1, 0.3)) for case in ("recommendation", "search", "new query")]
+    fits = [Fit(case, 1, 0.0, 0.0, (0.7, 2.0, 0.1, 0.3, 0.1)) for case in ("recommendation", "search", "new query")]
     tuned = replace(plain, memory=counted.fitted(fits))
     seconds: dict[str, float] = {"without": float("inf"), "with": float("inf"), "mixture": float("inf")}
     for _ in range(_TURNS):
@@ -47,7 +47,7 @@ def main() -> None:
             seconds[name] = min(seconds[name], timed(lambda one=one: rank(one, asked, 10, config.ranking))[1])
         size = config.ranking.batch_size
         parts = [asked[at : at + size] for at in range(0, len(asked), size)]
-        _, spent = timed(lambda parts=parts: [tuned.memory.bonus(tuned.ids, part) for part in parts])
+        _, spent = timed(lambda parts=parts: [tuned.memory.mixture(tuned.ids, part) for part in parts])
         seconds["mixture"] = min(seconds["mixture"], spent)
     each = {name: round(1000 * value / len(asked), 3) for name, value in seconds.items()}
     ratio = seconds["with"] / seconds["without"]

@@ -4,6 +4,7 @@ A model tuned for a fraction of an epoch, or on many rare queries, has not seen 
 and what the counts say are mixed log-linearly: with the model's log probability l of an item,
 
     score = model * l + clicked * [c > 0] + rate * log(1 + 1000 c / (n + 5)) + similar * log(1 + 100 s)
+            + popular * log(1 + n)
 
 where c are the item's clicks under the very query, n its events, and s its similarity to the history (the item itself,
 where it stands there, counts as similar). The weights are fitted on validation examples, for each case on its own
@@ -37,11 +38,10 @@ if TYPE_CHECKING:
     from gemst.item_ids import ItemIds
 
 Floats = NDArray[np.float32]
-Mixture = tuple[Floats, sparse.csr_array]
 
 CASES = ("recommendation", "search", "new query")  # the last: nobody had asked that in train
-FEATURES = ("model", "clicked", "rate", "similar")
-ALONE = (1.0, 0.0, 0.0, 0.0)  # the model by itself
+FEATURES = ("model", "clicked", "rate", "similar", "popular")
+ALONE = (1.0, 0.0, 0.0, 0.0, 0.0)  # the model by itself
 _NEIGHBOURS = 50  # of an item
 _NEWEST = 20  # events of a history: an older one weighs less than a thousandth
 _PRIOR, _RATE, _SIMILAR = 5, 1000, 100
@@ -56,6 +56,21 @@ class Fit:
     before: float
     after: float
     weights: tuple[float, ...]  # of FEATURES
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What is made of a batch's scores: model * scores + popular * prior + added."""
+
+    model: Floats  # (batch,)
+    popular: Floats  # (batch,)
+    prior: Floats  # (items,): log(1 + train events)
+    added: sparse.csr_array  # (batch, items), with sorted columns
+
+    def cells(self, row: NDArray[np.integer], item: NDArray[np.integer], scores: Floats) -> Floats:
+        """The mixture of the model's `scores` (cells,) of items for rows of the batch."""
+        mixed: Floats = self.model[row] * scores + self.popular[row] * self.prior[item]
+        return mixed + at_cells(self.added, row, item)
 
 
 @dataclass(frozen=True)
@@ -100,20 +115,22 @@ class Memory:
             part.sort_indices()
         return clicked, rate, near
 
-    def bonus(self, ids: ItemIds, examples: pl.DataFrame) -> Mixture:
-        """What the mixture makes of each example: the model's weight (examples,), and what is added to its scores.
+    @property
+    def prior(self) -> Floats:
+        """log(1 + train events) of every item, (items,)."""
+        return np.log1p(self.events).astype(np.float32)
 
-        The second is (examples, items), with sorted columns and no cell twice.
-        """
+    def mixture(self, ids: ItemIds, examples: pl.DataFrame) -> Mixture:
+        """How each example's scores are mixed with its evidence."""
         weights = {fit.case: fit.weights for fit in self.fits}
         table = np.asarray([weights.get(case, ALONE) for case in CASES], np.float32)
-        model, *others = table[self.cases(examples)].T
+        model, *others, popular = table[self.cases(examples)].T
         clicked, rate, similar = (
             sparse.diags_array(weight) @ part for weight, part in zip(others, self.evidence(ids, examples), strict=True)
         )
         added = (clicked + rate + similar).tocsr()
         added.sort_indices()
-        return model, added
+        return Mixture(model, popular, self.prior, added)
 
     def save(self, folder: Path, ids: ItemIds) -> None:
         """Write clicks, events and similar (Parquet, by item_id) and fits.json to `folder`, which is made."""

@@ -49,7 +49,7 @@ def rank(
             local, left_out = of_batch(batch, seen_rows, seen_items)
             chosen = [prompts[i] for i in batch]
             if beams is None:
-                mixture = None if memory is None else memory.bonus(tuned.ids, examples[batch])
+                mixture = None if memory is None else memory.mixture(tuned.ids, examples[batch])
                 found, value = _one_step(tuned, chosen, k, local, left_out, mixture)
             else:
                 found, value = beams(chosen, k, local, left_out)
@@ -74,11 +74,15 @@ def _one_step(
     scores = level_scores(tuned, encode(tuned.model, prompts, branches=False).states, 0)
     scores = scores[:, torch.from_numpy(ids.codes[:, 0]).to(device)]  # by item row
     if mixture is not None:
-        model, added = mixture
-        cells = added.tocoo()
+        cells = mixture.added.tocoo()
         at = tuple(torch.from_numpy(axis.astype(np.int64)).to(device) for axis in (cells.row, cells.col))
-        scores *= torch.from_numpy(model).to(device)[:, None]
-        scores.index_put_(at, torch.from_numpy(cells.data).to(device), accumulate=True)
+        model, popular, prior, added = (
+            torch.from_numpy(values).to(device)
+            for values in (mixture.model, mixture.popular, mixture.prior, cells.data)
+        )
+        scores *= model[:, None]
+        scores += popular[:, None] * prior
+        scores.index_put_(at, added, accumulate=True)
     scores[:, torch.from_numpy(~ids.active).to(device)] = -torch.inf
     scores[torch.from_numpy(local).to(device), torch.from_numpy(left_out).to(device)] = -torch.inf
     best = scores.topk(min(k, scores.shape[1]), dim=1)

@@ -24,8 +24,8 @@ def rank_beside(
     """As `rank`, for semantic IDs: the best items of the beams and as many of the memory, each scored exactly."""
     width = max(k, ranking.beams)
     beams = rank(replace(tuned, memory=None), examples, width, ranking, seen)
-    _, added = memory.bonus(tuned.ids, examples)
-    ordered = score(tuned, examples, listed(len(examples), beams, best(tuned, added, width, seen)), ranking)
+    brought = best(tuned, memory.mixture(tuned.ids, examples).added, width, seen)
+    ordered = score(tuned, examples, listed(len(examples), beams, brought), ranking)
     return ordered.filter(pl.col("score").is_finite() & (pl.col("rank") <= k))
 
 

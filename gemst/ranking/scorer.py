@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from gemst.config import Ranking
 from gemst.errors import GemstError
-from gemst.memory.evidence import at_cells
 from gemst.ranking.context import encode
 from gemst.ranking.ranker import batches, checked, level_scores, of_batch
 
@@ -49,8 +48,7 @@ def score(tuned: Tuned, examples: pl.DataFrame, candidates: pl.Series, ranking: 
             if len(mine):
                 values[mine] = _score_batch(tuned, [prompts[i] for i in batch], at, paths[mine])
                 if memory is not None:
-                    model, added = memory.bonus(tuned.ids, examples[batch])
-                    values[mine] = model[at] * values[mine] + at_cells(added, at, items[mine])
+                    values[mine] = memory.mixture(tuned.ids, examples[batch]).cells(at, items[mine], values[mine])
     checked(values)
     ordered = pairs.with_columns(score=pl.Series(values)).sort(
         "row", "score", descending=[False, True], maintain_order=True

@@ -230,7 +230,7 @@ def test_both_versions_are_written(result: Evaluation, logs: tuple[Path, Path], 
 
 
 def test_how_the_counts_were_weighed_is_told(result: Evaluation) -> None:
-    fits = [Fit("search", 236, 0.25541, 0.26718, (0.65, 1.94, 0.12, 0.26)), Fit("new query", 7, 0.1, 0.1, ALONE)]
+    fits = [Fit("search", 236, 0.25541, 0.26718, (0.65, 1.94, 0.12, 0.26, 0.01)), Fit("new query", 7, 0.1, 0.1, ALONE)]
     source = report.html(result, items=ITEMS, test=examples(), curves=NOTHING, diagnostics=NOTHING, memory=fits)
     page = Page(source)
     assert page.sections[:2] == ["results", "memory"]

@@ -72,18 +72,22 @@ def test_events_of_long_ago_say_nothing() -> None:
 
 
 def test_the_bonus_is_the_weighed_sum_of_a_cases_evidence() -> None:
-    weighed = fits(recommendation=(0.5, 9.0, 9.0, 0.25), search=(0.8, 2.0, -0.1, 0.3))
+    weighed = fits(recommendation=(0.5, 9.0, 9.0, 0.25, 0.4), search=(0.8, 2.0, -0.1, 0.3, 0.0))
     made = memory.build(IDS, train()).fitted(weighed)
     examples = asked((["i0"], "rock"), (["i0"], None), (["i0"], "folk"))
     clicked, rate, similar = (part.toarray() for part in made.evidence(IDS, examples))
-    model, added = made.bonus(IDS, examples)
-    assert model == pytest.approx([0.8, 0.5, 1.0])
-    found = added.toarray()
+    made_of = made.mixture(IDS, examples)
+    assert made_of.model == pytest.approx([0.8, 0.5, 1.0])
+    assert made_of.popular == pytest.approx([0.0, 0.4, 0.0])
+    assert made_of.prior == pytest.approx(np.log([5, 3, 2, 2, 1]))
+    found = made_of.added.toarray()
     assert found[0] == pytest.approx(2 * clicked[0] - 0.1 * rate[0] + 0.3 * similar[0])
     assert found[1] == pytest.approx(0.25 * similar[1])
     assert not found[2].any()  # no weights for new queries: the model alone
     everywhere = np.divmod(np.arange(15), 5)
-    assert at_cells(added, *everywhere).tolist() == found.ravel().tolist()
+    scores = np.linspace(-9, -1, 15, dtype=np.float32)
+    whole = made_of.model[:, None] * scores.reshape(3, 5) + made_of.popular[:, None] * made_of.prior + found
+    assert made_of.cells(*everywhere, scores) == pytest.approx(whole.ravel(), rel=1e-6)
 
 
 def test_cells_are_found_where_rows_are_empty() -> None:
@@ -93,17 +97,18 @@ def test_cells_are_found_where_rows_are_empty() -> None:
 
 
 def test_a_folder_gives_a_memory_back_and_new_items_have_no_counts(tmp_path: Path) -> None:
-    made = memory.build(IDS, train()).fitted(fits(search=(0.8, 2.0, -0.1, 0.3)))
+    made = memory.build(IDS, train()).fitted(fits(search=(0.8, 2.0, -0.1, 0.3, 0.2)))
     made.save(tmp_path / "memory", IDS)
     examples = asked((["i0"], "jazz"), (["i1"], "rock"))
     again = memory.load(tmp_path / "memory", IDS)
     assert again.fits == made.fits
-    assert (again.bonus(IDS, examples)[1] != made.bonus(IDS, examples)[1]).nnz == 0
+    assert (again.mixture(IDS, examples).added != made.mixture(IDS, examples).added).nnz == 0
     more = make_ids(np.arange(7)[:, None], (7,))
     grown = memory.load(tmp_path / "memory", more)
-    found = grown.bonus(more, examples)[1].toarray()
-    assert np.array_equal(found[:, :5], made.bonus(IDS, examples)[1].toarray())
-    assert not found[:, 5:].any()
+    found = grown.mixture(more, examples)
+    assert np.array_equal(found.added.toarray()[:, :5], made.mixture(IDS, examples).added.toarray())
+    assert not found.added.toarray()[:, 5:].any()
+    assert found.prior.tolist() == [*made.prior.tolist(), 0, 0]
 
 
 @pytest.mark.parametrize("column", ["query", "history"])
@@ -116,6 +121,7 @@ def test_a_log_without_searches_or_histories_has_less_to_say(column: str) -> Non
 
 
 def test_without_weights_nothing_is_added() -> None:
-    model, added = memory.build(IDS, train()).bonus(IDS, asked((["i0"], "rock"), ([], None)))
-    assert model.tolist() == [ALONE[0]] * 2
-    assert not added.toarray().any()
+    mixture = memory.build(IDS, train()).mixture(IDS, asked((["i0"], "rock"), ([], None)))
+    assert mixture.model.tolist() == [ALONE[0]] * 2
+    assert not mixture.popular.any()
+    assert not mixture.added.toarray().any()

@@ -18,7 +18,11 @@ from gemst.ranking.remembered import best, listed
 from tests.ranking.test_ranker import assert_scores, expected, lists
 from tests.ranking.tiny import brute_force, examples, make_tuned, random_ids
 
-WEIGHTS = {"recommendation": (0.6, 0.0, 0.0, 0.7), "search": (0.5, 2.0, 0.4, 0.6), "new query": (0.9, 0.0, 0.0, 0.2)}
+WEIGHTS = {
+    "recommendation": (0.6, 0.0, 0.0, 0.7, 0.3),
+    "search": (0.5, 2.0, 0.4, 0.6, -0.1),
+    "new query": (0.9, 0.0, 0.0, 0.2, 0.0),
+}
 
 
 def fits(weights: dict[str, tuple[float, ...]]) -> list[Fit]:
@@ -47,8 +51,8 @@ def test_the_order_is_that_of_the_mixture(family: str, sizes: tuple[int, ...]) -
     tuned = replace(make_tuned(family, ids), memory=counted(ids))
     asked = examples(ids, 7)
     seen = pl.DataFrame({"row": [0, 0, 3], "item_id": ["i3", "i5", "i8"]}, schema_overrides={"row": pl.UInt32})
-    model, added = counted(ids).bonus(ids, asked)
-    mixed = model[:, None] * brute_force(tuned, asked) + added.toarray()
+    made = counted(ids).mixture(ids, asked)
+    mixed = made.model[:, None] * brute_force(tuned, asked) + made.popular[:, None] * made.prior + made.added.toarray()
     ranked = rank(tuned, asked, 10, Ranking(beams=64, batch_size=3))
     assert_scores(ranked, mixed)
     assert lists(ranked, 7) == expected(mixed, 10)
@@ -76,10 +80,9 @@ def test_a_memory_brings_up_what_too_few_beams_miss() -> None:
     ids = random_ids(21, (3, 9))
     plain = make_tuned("llama", ids)
     asked = examples(ids, 8)
-    made = counted(ids).fitted(fits(dict.fromkeys(WEIGHTS, (0.01, 5.0, 1.0, 5.0))))
-    _, added = made.bonus(ids, asked)
+    made = counted(ids).fitted(fits(dict.fromkeys(WEIGHTS, (0.01, 5.0, 1.0, 5.0, 0.0))))
     found = lists(rank(replace(plain, memory=made), asked, 1, Ranking(beams=1)), 8)
-    dense = added.toarray()
+    dense = made.mixture(ids, asked).added.toarray()
     known = np.flatnonzero(dense.any(1))
     assert len(known) > 4
     assert all(dense[row, int(found[row][0][1:])] == dense[row].max() for row in known)
@@ -93,8 +96,7 @@ def test_retired_items_are_not_remembered() -> None:
         assert set(rank(tuned, examples(one, 6), 21, Ranking())["item_id"]) <= set(one.item_id[:10])
     tuned = replace(make_tuned("llama", ids), ids=fewer, memory=counted(ids))
     asked = examples(ids, 6)
-    _, added = counted(ids).bonus(ids, asked)
-    brought = best(tuned, added, 3, None)
+    brought = best(tuned, counted(ids).mixture(ids, asked).added, 3, None)
     assert brought.group_by("row").len()["len"].max() == 3
     assert set(brought["item_id"]) <= set(ids.item_id[:10])
 

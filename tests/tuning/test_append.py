@@ -107,7 +107,7 @@ def test_a_memory_stays_and_a_new_item_has_no_counts(tmp_path: Path) -> None:
     train = log().select(
         "user_id", "task", "query", targets=pl.concat_list("item_id"), history=pl.concat_list("item_id")
     )
-    fit = Fit("search", 9, 0.1, 0.2, (0.8, 2.0, -0.1, 0.3))
+    fit = Fit("search", 9, 0.1, 0.2, (0.8, 2.0, -0.1, 0.3, 0.1))
     memory.build(own.ids, train).fitted([fit]).save(model / "memory", own.ids)
     append(model, catalogue(20).filter(pl.col("item_id") != "i3"), log(), configured("atomic"), tmp_path / "grown")
     before, after = backbone.load_tuned(model), backbone.load_tuned(tmp_path / "grown")
@@ -115,7 +115,7 @@ def test_a_memory_stays_and_a_new_item_has_no_counts(tmp_path: Path) -> None:
     assert after.memory is not None
     assert after.memory.fits == (fit,)
     asked = ask(["i0", "i17"], log()["query"].drop_nulls()[0])
-    (_, old), (_, new) = (one.memory.bonus(one.ids, asked) for one in (before, after))  # type: ignore[union-attr]
+    old, new = (one.memory.mixture(one.ids, asked).added for one in (before, after))  # type: ignore[union-attr]
     assert old.nnz > 0
     assert (new[:, :16] != old).nnz == 0
     found = dict(rank(after, asked, 20, Config().ranking).select("item_id", "rank").iter_rows())

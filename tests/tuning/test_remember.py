@@ -49,7 +49,7 @@ def test_clicks_that_tell_the_target_are_weighed(sizes: tuple[int, ...]) -> None
     assert set(by_case) == {"recommendation", "search"}
     assert by_case["search"].examples == USERS
     assert by_case["search"].after > 0.85 > 0.5 > by_case["search"].before
-    model, clicked, rate, _ = by_case["search"].weights
+    model, clicked, rate, *_ = by_case["search"].weights
     assert 0.3 * clicked + rate > 0.6  # log(1 + 1000 * 40 / 45) is near 7: e to the power of 5 against other items
     assert model < 0.9
 
@@ -72,7 +72,7 @@ def test_a_single_task_is_fitted_alone_and_few_examples_are_not() -> None:
     memory = remember(tuned, train, few, configured())
     assert {fit.weights for fit in memory.fits} == {ALONE}
     assert all(fit.after == fit.before for fit in memory.fits)
-    assert memory.bonus(tuned.ids, few)[0].tolist() == [ALONE[0]] * len(few)
+    assert memory.mixture(tuned.ids, few).model.tolist() == [ALONE[0]] * len(few)
 
 
 def test_what_was_seen_is_no_candidate() -> None:
