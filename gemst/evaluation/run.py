@@ -72,7 +72,7 @@ def evaluate(
     )
     rankings, model_seconds = _timed(lambda: rank(test, max(metrics_at), seen))
     seconds: dict[str, float] = {MODEL: model_seconds}
-    references, seconds["references_fit"] = _timed(lambda: all_references(items, train, config))
+    references, seconds["references_fit"] = _timed(lambda: all_references(items, train, valid, config))
     measured = [(MODEL, FULL, rankings, relevant)]
     for reference in references:
         listed, seconds[reference.name] = _timed(partial(reference.rank, test, max(metrics_at), seen))

@@ -18,7 +18,7 @@ from gemst.files import read_json
 from gemst.prompts import RECOMMENDATION, SEARCH, TASKS
 
 RISE = 0.005  # the most that perplexity on general text may rise
-OF_SEARCH = ("bm25", "dense", "lookup", "query-co-visits")  # the references that read the query
+OF_SEARCH = ("bm25", "dense", "lookup", "query-co-visits", "counts")  # the references that read the query
 
 Results = list[tuple[Cell, dict[str, Any]]]  # one method's cells of a table and data set that have a result
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import polars as pl
@@ -42,9 +42,16 @@ Floats = NDArray[np.float32]
 CASES = ("recommendation", "search", "new query")  # the last: nobody had asked that in train
 FEATURES = ("model", "clicked", "rate", "similar", "popular")
 ALONE = (1.0, 0.0, 0.0, 0.0, 0.0)  # the model by itself
-_NEIGHBOURS = 50  # of an item
+NEIGHBOURS = 50  # of an item
 _NEWEST = 20  # events of a history: an older one weighs less than a thousandth
 _PRIOR, _RATE, _SIMILAR = 5, 1000, 100
+
+
+class Catalogue(Protocol):
+    """Whatever knows a memory's items by their ids, such as `ItemIds`."""
+
+    def rows_of(self, item_ids: pl.Series) -> NDArray[np.int64]:
+        """Row of each item_id, -1 for those it does not hold."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Memory:
-    """Counts of the train events over a catalogue's items, in the order of its `ItemIds`."""
+    """Counts of the train events over a catalogue's items, in the catalogue's order."""
 
     queries: pl.DataFrame  # key, at: a query's row in `clicks`
     clicks: sparse.csr_array  # (queries, items) float32
@@ -93,7 +100,7 @@ class Memory:
         known = rows_of(self.queries, examples).is_not_null().to_numpy()
         return np.where(asked, np.where(known, 1, 2), 0)
 
-    def evidence(self, ids: ItemIds, examples: pl.DataFrame) -> tuple[sparse.csr_array, ...]:
+    def evidence(self, catalogue: Catalogue, examples: pl.DataFrame) -> tuple[sparse.csr_array, ...]:
         """What is known of the items for each example (columns history, query): clicked, rate and similar.
 
         Each is (examples, items) float32 with sorted columns, zero where nothing is known.
@@ -108,7 +115,7 @@ class Memory:
         rate = sparse.csr_array((np.log1p(_RATE * per_event).astype(np.float32), cells), shape=shape)
         newest = examples["history"].list.tail(_NEWEST)
         lengths = newest.list.len().cast(pl.Int64).to_numpy()
-        past = history_matrix(ids.rows_of(newest.explode(empty_as_null=False)), lengths, shape[1], DECAY)
+        past = history_matrix(catalogue.rows_of(newest.explode(empty_as_null=False)), lengths, shape[1], DECAY)
         near = (past @ self.similar + past).tocsr()
         near.data = np.log1p(_SIMILAR * near.data).astype(np.float32)
         for part in (clicked, rate, near):
@@ -120,14 +127,13 @@ class Memory:
         """log(1 + train events) of every item, (items,)."""
         return np.log1p(self.events).astype(np.float32)
 
-    def mixture(self, ids: ItemIds, examples: pl.DataFrame) -> Mixture:
+    def mixture(self, catalogue: Catalogue, examples: pl.DataFrame) -> Mixture:
         """How each example's scores are mixed with its evidence."""
         weights = {fit.case: fit.weights for fit in self.fits}
         table = np.asarray([weights.get(case, ALONE) for case in CASES], np.float32)
         model, *others, popular = table[self.cases(examples)].T
-        clicked, rate, similar = (
-            sparse.diags_array(weight) @ part for weight, part in zip(others, self.evidence(ids, examples), strict=True)
-        )
+        evidence = zip(others, self.evidence(catalogue, examples), strict=True)
+        clicked, rate, similar = (sparse.diags_array(weight) @ part for weight, part in evidence)
         added = (clicked + rate + similar).tocsr()
         added.sort_indices()
         return Mixture(model, popular, self.prior, added)
@@ -164,7 +170,7 @@ def build(ids: ItemIds, train: pl.DataFrame) -> Memory:
     items = len(ids.item_id)
     queries, clicks = clicks_by_query(events, items)
     counts = np.bincount(events["column"].to_numpy(), minlength=items)
-    return Memory(queries, clicks, counts, similar_items(events, items, _NEIGHBOURS))
+    return Memory(queries, clicks, counts, similar_items(events, items, NEIGHBOURS))
 
 
 def load(folder: Path, ids: ItemIds) -> Memory:

@@ -1,4 +1,4 @@
-"""Candidates that a memory brings up, and rankings of them beside those of the beams."""
+"""Rankings of what a memory brings up beside what the beams found."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from gemst.memory.choices import best
 from gemst.ranking.ranker import rank
 from gemst.ranking.scorer import score
 
 if TYPE_CHECKING:
-    from scipy import sparse
-
     from gemst.backbone import Tuned
     from gemst.config import Ranking
     from gemst.memory import Memory
@@ -24,28 +23,10 @@ def rank_beside(
     """As `rank`, for semantic IDs: the best items of the beams and as many of the memory, each scored exactly."""
     width = max(k, ranking.beams)
     beams = rank(replace(tuned, memory=None), examples, width, ranking, seen)
-    brought = best(tuned, memory.mixture(tuned.ids, examples).added, width, seen)
+    added = memory.mixture(tuned.ids, examples).added
+    brought = best(tuned.ids.names, added, width, seen, tuned.ids.active)
     ordered = score(tuned, examples, listed(len(examples), beams, brought), ranking)
     return ordered.filter(pl.col("score").is_finite() & (pl.col("rank") <= k))
-
-
-def best(tuned: Tuned, evidence: sparse.csr_array, count: int, seen: pl.DataFrame | None) -> pl.DataFrame:
-    """The `count` items of each example with the highest `evidence` (examples, items): row UInt32, item_id.
-
-    Only active items with a cell of their own are meant, and none of `seen` (row, item_id).
-    """
-    cells = evidence.tocoo()
-    found = pl.DataFrame(
-        {"row": cells.row, "item": cells.col, "value": cells.data},
-        schema={"row": pl.UInt32, "item": pl.Int64, "value": pl.Float32},
-        strict=False,
-    )
-    found = found.filter(pl.Series(tuned.ids.active[cells.col]))
-    found = found.select("row", "value", item_id=tuned.ids.names.gather(found["item"]))
-    if seen is not None:
-        found = found.join(seen.select(pl.col("row").cast(pl.UInt32), "item_id"), on=["row", "item_id"], how="anti")
-    ordered = found.sort("row", "value", "item_id", descending=[False, True, False])
-    return ordered.filter(pl.int_range(pl.len()).over("row") < count).select("row", "item_id")
 
 
 def listed(rows: int, *parts: pl.DataFrame) -> pl.Series:

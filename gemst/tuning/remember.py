@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from gemst.config import Config
     from gemst.memory import Memory
 
-_CANDIDATES = 100  # of the model, and of each kind of evidence
-
 
 def remember(tuned: Tuned, train: pl.DataFrame, valid: pl.DataFrame, config: Config) -> Memory:
     """Count `train` and fit the weights for `tuned` on `valid`; a case that gains nothing is left to the model.
@@ -26,10 +24,11 @@ def remember(tuned: Tuned, train: pl.DataFrame, valid: pl.DataFrame, config: Con
     """
     from gemst.evaluation.protocols import seen_items
     from gemst.memory import build
-    from gemst.memory.evidence import ALONE, CASES, Fit, at_cells
+    from gemst.memory.choices import CANDIDATES, best, choices
+    from gemst.memory.evidence import ALONE, CASES, Fit
     from gemst.memory.fit import fit
     from gemst.ranking import rank, score
-    from gemst.ranking.remembered import best, listed
+    from gemst.ranking.remembered import listed
 
     plain, memory = replace(tuned, memory=None), build(tuned.ids, train)
     if config.tuning.tasks != "both":
@@ -38,35 +37,27 @@ def remember(tuned: Tuned, train: pl.DataFrame, valid: pl.DataFrame, config: Con
     users = users.gather_every(max(1, len(users) // config.tuning.validate_users))
     examples = valid.filter(pl.col("user_id").is_in(users.implode()))
     seen = seen_items(examples, [train]) if config.evaluation.exclude_seen else None
-    count = _CANDIDATES if len(tuned.ids.level_sizes) == 1 else config.ranking.beams
-    evidence = memory.evidence(tuned.ids, examples)
-    _, *ordering = evidence
-    offered = [best(tuned, kind, count, seen) for kind in ordering]
+    count = CANDIDATES if len(tuned.ids.level_sizes) == 1 else config.ranking.beams
+    _, *kinds = memory.evidence(tuned.ids, examples)
+    offered = [best(tuned.ids.names, kind, count, seen) for kind in kinds]
     offered.append(rank(plain, examples, count, config.ranking, seen))
     scored = score(plain, examples, listed(len(examples), *offered), config.ranking)
-    scored = scored.filter(pl.col("score").is_finite())
-    relevant = examples.with_row_index("row").select("row", item_id="targets").explode("item_id", empty_as_null=False)
-    row, item = scored["row"].to_numpy().astype(np.int64), tuned.ids.rows_of(scored["item_id"])
-    known = (at_cells(kind, row, item) for kind in evidence)
-    features = np.stack([scored["score"].to_numpy(), *known, memory.prior[item]], 1)
-    features = features.astype(np.float64)
-    taken = scored.join(relevant.with_columns(taken=True), on=["row", "item_id"], how="left", maintain_order="left")
-    target = taken["taken"].fill_null(False).to_numpy()
-    case = memory.cases(examples)
+    scored = scored.filter(pl.col("score").is_finite())  # retired items are none to choose
+    chosen = choices(memory, tuned.ids, examples, scored)
+    features = np.column_stack([scored["score"].to_numpy().astype(np.float64), chosen.evidence])
     fits = []
     for number, name in enumerate(CASES):
-        mine = case[row] == number
+        mine, relevant = chosen.of(number)
         if not mine.any():
             continue
-        found = fit(features[mine], row[mine], target[mine])
-        asked = relevant.filter(pl.Series(case == number).gather(relevant["row"]))
+        found = fit(features[mine], chosen.row[mine], chosen.target[mine], ALONE)
         before, after = (
-            _ndcg(scored.filter(pl.Series(mine)), values, asked)
+            _ndcg(scored.filter(pl.Series(mine)), values, relevant)
             for values in (features[mine, 0], features[mine] @ np.asarray(found))
         )
         if after <= before:
             found, after = ALONE, before
-        fits.append(Fit(name, int((case == number).sum()), before, after, found))
+        fits.append(Fit(name, int((chosen.case == number).sum()), before, after, found))
     return memory.fitted(fits)
 
 

@@ -24,7 +24,7 @@ GENRES = ("comedy", "drama", "horror")
 
 @pytest.fixture(autouse=True)
 def without_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    def some(items: pl.DataFrame, train: pl.DataFrame, config: Config) -> list[Reference]:
+    def some(items: pl.DataFrame, train: pl.DataFrame, valid: pl.DataFrame, config: Config) -> list[Reference]:
         return [one.fit(train, items) for one in (Popularity(), BM25(), Lookup())]
 
     monkeypatch.setattr(run_module, "all_references", some)

@@ -23,14 +23,14 @@ def drawn(weights: list[float], rows: int, seed: int = 0) -> tuple[np.ndarray, n
 
 def test_the_weights_that_made_the_choices_are_found() -> None:
     true = [0.7, 2.0, -0.3, 0.5, 0.2]
-    assert fit(*drawn(true, 20_000)) == pytest.approx(true, abs=0.05)
+    assert fit(*drawn(true, 20_000), ALONE) == pytest.approx(true, abs=0.05)
 
 
 def test_the_weights_are_the_minimum_of_the_ridged_likelihood() -> None:
     features, row, target = drawn([0.7, 2.0, -0.3, 0.5, 0.2], 200, 1)
     target[np.flatnonzero(row == 3)[:2]] = True  # several targets of one example
     target[row == 4] = False  # none among the candidates
-    weights = torch.tensor(fit(features, row, target), dtype=torch.float64, requires_grad=True)
+    weights = torch.tensor(fit(features, row, target, ALONE), dtype=torch.float64, requires_grad=True)
     scores = torch.from_numpy(features) @ weights
     loss = (weights - torch.tensor(ALONE, dtype=torch.float64)).square().sum()
     for number in range(200):
@@ -43,8 +43,8 @@ def test_the_weights_are_the_minimum_of_the_ridged_likelihood() -> None:
 
 def test_few_targets_leave_the_model_alone() -> None:
     features, row, target = drawn([0.7, 2.0, -0.3, 0.5, 0.2], FEWEST + 9)
-    assert fit(features, row, target) != ALONE
+    assert fit(features, row, target, ALONE) != ALONE
     target[row >= FEWEST - 1] = False
-    assert fit(features, row, target) == ALONE
+    assert fit(features, row, target, ALONE) == ALONE
     nothing = np.zeros(0, np.int64)
-    assert fit(np.zeros((0, 5)), nothing, nothing.astype(bool)) == ALONE
+    assert fit(np.zeros((0, 5)), nothing, nothing.astype(bool), ALONE) == ALONE

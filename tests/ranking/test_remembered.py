@@ -8,13 +8,15 @@ import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from scipy import sparse
 
 from gemst import memory
 from gemst.config import Ranking
 from gemst.memory import Memory
+from gemst.memory.choices import best
 from gemst.memory.evidence import Fit
 from gemst.ranking import rank, score
-from gemst.ranking.remembered import best, listed
+from gemst.ranking.remembered import listed
 from tests.ranking.test_ranker import assert_scores, expected, lists
 from tests.ranking.tiny import brute_force, examples, make_tuned, random_ids
 
@@ -90,15 +92,16 @@ def test_a_memory_brings_up_what_too_few_beams_miss() -> None:
 
 def test_retired_items_are_not_remembered() -> None:
     ids = random_ids(21, (3, 9))
-    fewer = ids.only(pl.Series(ids.item_id[:10]))
     for one in (ids, random_ids(21, (23,))):
         tuned = replace(make_tuned("llama", one), memory=counted(one)).only(pl.Series(one.item_id[:10]))
         assert set(rank(tuned, examples(one, 6), 21, Ranking())["item_id"]) <= set(one.item_id[:10])
-    tuned = replace(make_tuned("llama", ids), ids=fewer, memory=counted(ids))
-    asked = examples(ids, 6)
-    brought = best(tuned, counted(ids).mixture(ids, asked).added, 3, None)
-    assert brought.group_by("row").len()["len"].max() == 3
-    assert set(brought["item_id"]) <= set(ids.item_id[:10])
+
+
+def test_a_retired_item_takes_no_place_among_the_best() -> None:
+    evidence = sparse.csr_array(np.array([[3, 2, 1, 0], [0, 0, 5, 4]], np.float32))
+    names, seen = pl.Series(["a", "b", "c", "d"]), pl.DataFrame({"row": [1], "item_id": ["c"]})
+    assert best(names, evidence, 2, None).rows() == [(0, "a"), (0, "b"), (1, "c"), (1, "d")]
+    assert best(names, evidence, 2, seen, np.array([False, True, True, True])).rows() == [(0, "b"), (0, "c"), (1, "d")]
 
 
 def test_lists_hold_every_example_and_no_item_twice() -> None:

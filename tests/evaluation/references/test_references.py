@@ -12,6 +12,7 @@ from gemst.errors import GemstError
 from gemst.evaluation.references import base
 from gemst.evaluation.references.base import Reference, top
 from gemst.evaluation.references.bm25 import BM25
+from gemst.evaluation.references.counts import Counts
 from gemst.evaluation.references.covisits import CoVisits
 from gemst.evaluation.references.dense import Dense, Encoder
 from gemst.evaluation.references.lookup import Lookup
@@ -185,6 +186,27 @@ def test_the_hybrid_orders_a_query_s_clicks_by_the_history() -> None:
     assert lists[3] == ["i3", "i1"]  # no query: co-visits
     assert ranker.visits.name == "co-visits"
     assert ranker.lookup.name == "lookup"
+
+
+def test_the_counts_are_weighed_by_what_valid_users_took() -> None:
+    """Clicks tell searches all there is here, popularity tells recommendations."""
+    train = [example(f"u{n}", [], f"i{5 + n % 2}", ("war", "drama")[n % 2]) for n in range(60)]
+    train += [example(f"p{n}", [], f"i{n % 3 % 2}") for n in range(90)]
+    valid = [example(f"v{n}", [], f"i{5 + n % 2}", ("war", "drama")[n % 2]) for n in range(60)]
+    valid += [example(f"v{n}", [], f"i{n % 3 % 2}", at=1) for n in range(60)]
+    ranker = Counts(table(*valid), exclude_seen=True).fit(table(*train), catalogue(8))
+    fits = {fit.case: fit for fit in ranker.memory.fits}
+    assert [fits[case].examples for case in ("search", "recommendation", "new query")] == [60, 60, 0]
+    model, clicked, rate, _, _ = fits["search"].weights
+    assert model == 0
+    assert clicked > 1
+    assert rate > 1  # more than it began with
+    asked = table(example("x", [], "i0", "WAR"), example("x", [], "i0", "drama"), example("x", [], "i0"))
+    first = ranker.rank(asked, 1)["item_id"].to_list()
+    assert first == ["i5", "i6", "i0"]
+    few = Counts(table(*valid[:5]), exclude_seen=True).fit(table(*train), catalogue(8))
+    assert {fit.weights for fit in few.memory.fits} == {(0.0, 1.0, 1.0, 1.0, 1.0)}
+    assert few.rank(asked, 1)["item_id"].to_list() == first
 
 
 def test_bm25_equals_bm25s_query_by_query() -> None:
