@@ -8,12 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from scipy import sparse
 
 from gemst import memory
 from gemst.config import Ranking
 from gemst.memory import Memory
-from gemst.memory.choices import best
 from gemst.memory.evidence import Fit
 from gemst.ranking import rank, score
 from gemst.ranking.remembered import listed
@@ -95,13 +93,6 @@ def test_retired_items_are_not_remembered() -> None:
     for one in (ids, random_ids(21, (23,))):
         tuned = replace(make_tuned("llama", one), memory=counted(one)).only(pl.Series(one.item_id[:10]))
         assert set(rank(tuned, examples(one, 6), 21, Ranking())["item_id"]) <= set(one.item_id[:10])
-
-
-def test_a_retired_item_takes_no_place_among_the_best() -> None:
-    evidence = sparse.csr_array(np.array([[3, 2, 1, 0], [0, 0, 5, 4]], np.float32))
-    names, seen = pl.Series(["a", "b", "c", "d"]), pl.DataFrame({"row": [1], "item_id": ["c"]})
-    assert best(names, evidence, 2, None).rows() == [(0, "a"), (0, "b"), (1, "c"), (1, "d")]
-    assert best(names, evidence, 2, seen, np.array([False, True, True, True])).rows() == [(0, "b"), (0, "c"), (1, "d")]
 
 
 def test_lists_hold_every_example_and_no_item_twice() -> None:
