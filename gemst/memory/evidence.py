@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,14 +26,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from gemst.files import read_json, write_json
-from gemst.memory.counts import (
-    DECAY,
-    clicks_by_query,
-    history_matrix,
-    rows_of,
-    similar_items,
-    train_events,
-)
+from gemst.item_ids.ids import rows_by
+from gemst.memory.counts import DECAY, clicks_by_query, history_matrix, query_key, similar_items, train_events
 
 if TYPE_CHECKING:
     from gemst.item_ids import ItemIds
@@ -94,20 +89,32 @@ class Memory:
         """The same counts with other weights."""
         return replace(self, fits=tuple(fits))
 
+    @cached_property
+    def prior(self) -> Floats:
+        """log(1 + train events) of every item, (items,)."""
+        return np.log1p(self.events).astype(np.float32)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return dict(self.queries.select("key", "at").iter_rows())
+
+    def _rows(self, examples: pl.DataFrame) -> NDArray[np.int64]:
+        """Row of each example's query in `clicks`, -1 for what nobody asked. Costs what is asked, not the log."""
+        return rows_by(self._index, examples.select(query_key()).to_series())
+
     def cases(self, examples: pl.DataFrame) -> NDArray[np.int64]:
         """Position in `CASES` of each example, (examples,)."""
         asked = examples["query"].is_not_null().to_numpy()
-        known = rows_of(self.queries, examples).is_not_null().to_numpy()
-        return np.where(asked, np.where(known, 1, 2), 0)
+        return np.where(asked, np.where(self._rows(examples) >= 0, 1, 2), 0)
 
     def evidence(self, catalogue: Catalogue, examples: pl.DataFrame) -> tuple[sparse.csr_array, ...]:
         """What is known of the items for each example (columns history, query): clicked, rate and similar.
 
         Each is (examples, items) float32 with sorted columns, zero where nothing is known.
         """
-        at = rows_of(self.queries, examples)
-        row = np.flatnonzero(at.is_not_null().to_numpy())
-        found = self.clicks[at.drop_nulls().to_numpy()].tocoo()
+        at = self._rows(examples)
+        row = np.flatnonzero(at >= 0)
+        found = self.clicks[at[row]].tocoo()
         shape = (len(examples), len(self.events))
         cells = (row[found.row], found.col)
         per_event = found.data / (self.events[found.col] + _PRIOR)
@@ -121,11 +128,6 @@ class Memory:
         for part in (clicked, rate, near):
             part.sort_indices()
         return clicked, rate, near
-
-    @property
-    def prior(self) -> Floats:
-        """log(1 + train events) of every item, (items,)."""
-        return np.log1p(self.events).astype(np.float32)
 
     def mixture(self, catalogue: Catalogue, examples: pl.DataFrame) -> Mixture:
         """How each example's scores are mixed with its evidence."""
