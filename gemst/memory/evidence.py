@@ -25,7 +25,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
-from gemst.files import read_json, write_json
+from gemst.files import read_json, require, write_json
 from gemst.item_ids.ids import rows_by
 from gemst.memory.counts import DECAY, clicks_by_query, history_matrix, query_key, similar_items, train_events
 
@@ -176,11 +176,17 @@ def build(ids: ItemIds, train: pl.DataFrame) -> Memory:
 
 
 def load(folder: Path, ids: ItemIds) -> Memory:
-    """Read what `Memory.save` wrote. Items that `ids` has got since then have no counts."""
-    tables = {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("clicks", "events", "similar")}
+    """Read what `Memory.save` wrote. Items that `ids` has got since then have no counts.
+
+    Raises GemstError when a file is missing.
+    """
+    tables = {
+        name: pl.read_parquet(require(folder / f"{name}.parquet", made_by="gemst tune"))
+        for name in ("clicks", "events", "similar")
+    }
     fits = tuple(
         Fit(**{**fit, "weights": tuple(fit["weights"][name] for name in FEATURES)})
-        for fit in read_json(folder / "fits.json")
+        for fit in read_json(require(folder / "fits.json", made_by="gemst tune"))
     )
     items, at = len(ids.item_id), {name: ids.rows_of(table["item_id"]) for name, table in tables.items()}
     events = np.zeros(items, np.int64)

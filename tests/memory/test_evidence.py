@@ -11,6 +11,7 @@ import pytest
 from scipy import sparse
 
 from gemst import memory
+from gemst.errors import GemstError
 from gemst.memory.evidence import ALONE, Fit, at_cells
 from tests.ranking.tiny import make_ids
 
@@ -103,6 +104,10 @@ def test_a_folder_gives_a_memory_back_and_new_items_have_no_counts(tmp_path: Pat
     again = memory.load(tmp_path / "memory", IDS)
     assert again.fits == made.fits
     assert (again.mixture(IDS, examples).added != made.mixture(IDS, examples).added).nnz == 0
+    (tmp_path / "memory" / "similar.parquet").rename(tmp_path / "similar.parquet")
+    with pytest.raises(GemstError, match=r"similar\.parquet"):
+        memory.load(tmp_path / "memory", IDS)
+    (tmp_path / "similar.parquet").rename(tmp_path / "memory" / "similar.parquet")
     more = make_ids(np.arange(7)[:, None], (7,))
     grown = memory.load(tmp_path / "memory", more)
     found = grown.mixture(more, examples)
