@@ -242,10 +242,9 @@ class Ranking(Section):
 
     memory: bool = Field(
         True,
-        description="mix the log's counts (clicks under the query, co-visits) with the model's scores; tuning fits the "
-        "weights on validation examples (docs/memory.md)",
+        description="mix the log's counts (clicks under the query, co-visits, popularity) with the model's scores; "
+        "tuning fits the weights on validation examples (docs/memory.md)",
     )
-
     beams: Positive = Field(20, description="beams of the constrained beam search (atomic IDs need none)")
     batch_size: Positive = Field(32, description="prompts ranked at once")
 

@@ -8,7 +8,6 @@ returns a Summary. Commands without a task of a pipeline are here too: `append` 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -182,28 +181,10 @@ def tune(config: Config) -> Summary:
                 log=run.log if run else lambda step, scalars: None,
             )  # fmt: skip
             if run:
-                write_json(
-                    layout.TUNING / "run.json",
-                    {
-                        "run_id": run.run_id, "steps": outcome.steps, "epochs": round(outcome.epochs, 3),
-                        "tokens": outcome.tokens, "seconds": round(outcome.seconds, 1),
-                        "seconds_per_step": round(outcome.seconds_per_step, 3), "best_valid_joint": outcome.best,
-                        "largest_leak": outcome.largest_leak, "skipped": outcome.skipped,
-                        "memory": [asdict(fit) for fit in outcome.memory],
-                    },
-                )  # fmt: skip
+                write_json(layout.TUNING / "run.json", {"run_id": run.run_id, **outcome.record()})
         summary.read |= {"train": len(train), "valid": len(valid), "items": len(items)}
         summary.written |= {"steps": outcome.steps, "model": str(layout.MODEL)}
-        summary.notes.append(f"{outcome.epochs:.2f} epochs, best validation NDCG@10 {outcome.best:.4f} (harmonic mean)")
-        summary.notes += [
-            f"memory, {fit.case}: validation NDCG@10 {fit.before:.4f} without it, {fit.after:.4f} with it "
-            f"({fit.examples} examples)"
-            for fit in outcome.memory
-        ]
-        if outcome.largest_leak is not None:
-            summary.notes.append(f"largest leak out of the null space {outcome.largest_leak:.1e}")
-        if outcome.skipped:
-            summary.notes.append(f"{outcome.skipped} steps skipped: their gradients were NaN or infinite")
+        summary.notes += outcome.notes()
     return summary
 
 

@@ -35,11 +35,20 @@ class Choices:
         return self.case[self.row] == case, self.relevant.filter(mine.gather(self.relevant["row"]))
 
 
-def choices(memory: Memory, catalogue: Catalogue, examples: pl.DataFrame, candidates: pl.DataFrame) -> Choices:
-    """The evidence of `candidates` (row, item_id), which are sorted by row, a position in `examples`."""
+def choices(
+    memory: Memory,
+    catalogue: Catalogue,
+    examples: pl.DataFrame,
+    candidates: pl.DataFrame,
+    evidence: tuple[sparse.csr_array, ...],
+) -> Choices:
+    """What is known of `candidates` (row, item_id), which are sorted by row, a position in `examples`.
+
+    `evidence` is the memory's of all items for these examples.
+    """
     relevant = examples.with_row_index("row").select("row", item_id="targets").explode("item_id", empty_as_null=False)
     row, item = candidates["row"].to_numpy().astype(np.int64), catalogue.rows_of(candidates["item_id"])
-    known = (at_cells(kind, row, item) for kind in memory.evidence(catalogue, examples))
+    known = (at_cells(kind, row, item) for kind in evidence)
     taken = candidates.select("row", "item_id").join(
         relevant.with_columns(taken=True), on=["row", "item_id"], how="left", maintain_order="left"
     )

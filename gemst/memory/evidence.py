@@ -25,6 +25,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
+from gemst.errors import GemstError
 from gemst.files import read_json, require, write_json
 from gemst.item_ids.ids import rows_by
 from gemst.memory.counts import DECAY, clicks_by_query, history_matrix, query_key, similar_items, train_events
@@ -37,7 +38,7 @@ Floats = NDArray[np.float32]
 CASES = ("recommendation", "search", "new query")  # the last: nobody had asked that in train
 FEATURES = ("model", "clicked", "rate", "similar", "popular")
 ALONE = (1.0, 0.0, 0.0, 0.0, 0.0)  # the model by itself
-NEIGHBOURS = 50  # of an item
+_NEIGHBOURS = 50  # of an item
 _NEWEST = 20  # events of a history: an older one weighs less than a thousandth
 _PRIOR, _RATE, _SIMILAR = 5, 1000, 100
 
@@ -96,7 +97,7 @@ class Memory:
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        return dict(self.queries.select("key", "at").iter_rows())
+        return dict(zip(self.queries["key"].to_list(), self.queries["at"].to_list(), strict=True))
 
     def _rows(self, examples: pl.DataFrame) -> NDArray[np.int64]:
         """Row of each example's query in `clicks`, -1 for what nobody asked. Costs what is asked, not the log."""
@@ -150,7 +151,7 @@ class Memory:
                 "item_id": ids.names.gather(clicks.col),
                 "clicks": clicks.data,
             },
-            "events": {"item_id": ids.names.head(len(self.events)), "events": self.events},
+            "events": {"item_id": ids.names, "events": self.events},
             "similar": {
                 "item_id": ids.names.gather(similar.row),
                 "other": ids.names.gather(similar.col),
@@ -168,27 +169,29 @@ class Memory:
 def build(ids: ItemIds, train: pl.DataFrame) -> Memory:
     """Count the train examples. The weights leave the model alone: `gemst.memory.fit` finds better ones."""
     index = pl.DataFrame({"item_id": ids.names}).with_row_index("column")
-    events = train_events(train).join(index, on="item_id", maintain_order="left")
-    items = len(ids.item_id)
+    return of_events(train_events(train).join(index, on="item_id", maintain_order="left"), len(ids.item_id))
+
+
+def of_events(events: pl.DataFrame, items: int) -> Memory:
+    """Count events (user_id, query, and column: the item in [0, items)), as `build` does."""
     queries, clicks = clicks_by_query(events, items)
     counts = np.bincount(events["column"].to_numpy(), minlength=items)
-    return Memory(queries, clicks, counts, similar_items(events, items, NEIGHBOURS))
+    return Memory(queries, clicks, counts, similar_items(events, items, _NEIGHBOURS))
 
 
 def load(folder: Path, ids: ItemIds) -> Memory:
     """Read what `Memory.save` wrote. Items that `ids` has got since then have no counts.
 
-    Raises GemstError when a file is missing.
+    Raises GemstError when a file is missing or damaged, or holds items that `ids` does not.
     """
-    tables = {
-        name: pl.read_parquet(require(folder / f"{name}.parquet", made_by="gemst tune"))
-        for name in ("clicks", "events", "similar")
-    }
+    tables = {name: _table(folder / f"{name}.parquet") for name in ("clicks", "events", "similar")}
     fits = tuple(
         Fit(**{**fit, "weights": tuple(fit["weights"][name] for name in FEATURES)})
         for fit in read_json(require(folder / "fits.json", made_by="gemst tune"))
     )
     items, at = len(ids.item_id), {name: ids.rows_of(table["item_id"]) for name, table in tables.items()}
+    if (at["events"] < 0).any():
+        raise GemstError(f"{folder} is of other items than the model's item IDs", "Run `gemst tune` again")
     events = np.zeros(items, np.int64)
     events[at["events"]] = tables["events"]["events"].to_numpy()
     queries = tables["clicks"].select(key="query").unique().sort("key").with_row_index("at").select("key", "at")
@@ -197,6 +200,13 @@ def load(folder: Path, ids: ItemIds) -> Memory:
     others = ids.rows_of(tables["similar"]["other"])
     similar = _matrix(tables["similar"]["similarity"], at["similar"], others, (items, items))
     return Memory(queries, clicks, events, similar, fits)
+
+
+def _table(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(require(path, made_by="gemst tune"))
+    except pl.exceptions.PolarsError as error:
+        raise GemstError(f"{path} cannot be read: {error}", "Run `gemst tune` again") from None
 
 
 def at_cells(matrix: sparse.csr_array, row: NDArray[np.integer], column: NDArray[np.integer]) -> Floats:

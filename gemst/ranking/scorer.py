@@ -24,9 +24,9 @@ def score(tuned: Tuned, examples: pl.DataFrame, candidates: pl.Series, ranking: 
     """Order the candidates of each example: a list[str] series beside `examples` (columns history, query).
 
     Returns the columns of `rank`, sorted by row and rank: row UInt32, item_id, rank UInt16, score Float32 (as there).
-    Candidates outside the catalogue, or retired, come last with a score of -inf; equal scores
-    keep their order, and a candidate named twice is ranked once. Raises GemstError when there is not one list for each
-    example, or a score is not a number.
+    Candidates outside the catalogue, or retired, come last with a score of -inf; equal scores keep their order, and a
+    candidate named twice is ranked once. Raises GemstError when there is not one list for each example, or a score is
+    not a number.
     """
     if len(candidates) != len(examples):
         raise GemstError(

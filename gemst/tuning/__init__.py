@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,29 @@ class Outcome:
     largest_leak: float | None
     skipped: int  # steps whose gradients were no numbers
     memory: tuple[Fit, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says of it."""
+        return {
+            "steps": self.steps, "epochs": round(self.epochs, 3), "tokens": self.tokens,
+            "seconds": round(self.seconds, 1), "seconds_per_step": round(self.seconds_per_step, 3),
+            "best_valid_joint": self.best, "largest_leak": self.largest_leak, "skipped": self.skipped,
+            "memory": [asdict(fit) for fit in self.memory],
+        }  # fmt: skip
+
+    def notes(self) -> list[str]:
+        """What the stage's summary says of it."""
+        told = [f"{self.epochs:.2f} epochs, best validation NDCG@10 {self.best:.4f} (harmonic mean)"]
+        told += [
+            f"memory, {fit.case}: validation NDCG@10 {fit.before:.4f} without it, {fit.after:.4f} with it "
+            f"({fit.examples} examples)"
+            for fit in self.memory
+        ]
+        if self.largest_leak is not None:
+            told.append(f"largest leak out of the null space {self.largest_leak:.1e}")
+        if self.skipped:
+            told.append(f"{self.skipped} steps skipped: their gradients were NaN or infinite")
+        return told
 
 
 def run(

@@ -38,12 +38,12 @@ def remember(tuned: Tuned, train: pl.DataFrame, valid: pl.DataFrame, config: Con
     examples = valid.filter(pl.col("user_id").is_in(users.implode()))
     seen = seen_items(examples, [train]) if config.evaluation.exclude_seen else None
     count = CANDIDATES if len(tuned.ids.level_sizes) == 1 else config.ranking.beams
-    _, *kinds = memory.evidence(tuned.ids, examples)
-    offered = [best(tuned.ids.names, kind, count, seen) for kind in kinds]
+    evidence = memory.evidence(tuned.ids, examples)
+    offered = [best(tuned.ids.names, kind, count, seen) for kind in evidence[1:]]  # what was clicked has a rate
     offered.append(rank(plain, examples, count, config.ranking, seen))
     scored = score(plain, examples, listed(len(examples), *offered), config.ranking)
     scored = scored.filter(pl.col("score").is_finite())  # retired items are none to choose
-    chosen = choices(memory, tuned.ids, examples, scored)
+    chosen = choices(memory, tuned.ids, examples, scored, evidence)
     features = np.column_stack([scored["score"].to_numpy().astype(np.float64), chosen.evidence])
     fits = []
     for number, name in enumerate(CASES):

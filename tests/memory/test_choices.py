@@ -23,7 +23,7 @@ def test_candidates_are_told_apart_by_case_and_by_what_was_taken() -> None:
         schema_overrides={"history": pl.List(pl.String)},
     )
     candidates = pl.DataFrame({"row": [0, 0, 1, 1, 2], "item_id": ["i0", "i2", "i1", "i3", "i0"]})
-    chosen = choices(made, IDS, examples, candidates.cast({"row": pl.UInt32}))
+    chosen = choices(made, IDS, examples, candidates.cast({"row": pl.UInt32}), made.evidence(IDS, examples))
     assert chosen.row.tolist() == [0, 0, 1, 1, 2]
     assert chosen.target.tolist() == [False, True, True, False, False]
     assert chosen.case.tolist() == [1, 0, 2]

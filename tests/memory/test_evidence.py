@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from math import log1p
 from pathlib import Path
 
@@ -108,6 +109,13 @@ def test_a_folder_gives_a_memory_back_and_new_items_have_no_counts(tmp_path: Pat
     with pytest.raises(GemstError, match=r"similar\.parquet"):
         memory.load(tmp_path / "memory", IDS)
     (tmp_path / "similar.parquet").rename(tmp_path / "memory" / "similar.parquet")
+    (tmp_path / "memory" / "clicks.parquet").write_bytes(b"PAR1")
+    with pytest.raises(GemstError, match=r"clicks\.parquet cannot be read"):
+        memory.load(tmp_path / "memory", IDS)
+    shutil.rmtree(tmp_path / "memory")
+    made.save(tmp_path / "memory", IDS)
+    with pytest.raises(GemstError, match="of other items than the model's item IDs"):
+        memory.load(tmp_path / "memory", make_ids(np.arange(3)[:, None], (3,)))
     more = make_ids(np.arange(7)[:, None], (7,))
     grown = memory.load(tmp_path / "memory", more)
     found = grown.mixture(more, examples)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pytest
 
 from gemst.config import Config
+from gemst.evaluation.protocols import met_items
+from gemst.memory.choices import choices
 from gemst.memory.evidence import ALONE
 from gemst.tuning.remember import remember
 from tests.ranking.tiny import make_tuned, random_ids
@@ -75,10 +79,23 @@ def test_a_single_task_is_fitted_alone_and_few_examples_are_not() -> None:
     assert memory.mixture(tuned.ids, few).model.tolist() == [ALONE[0]] * len(few)
 
 
-def test_what_was_seen_is_no_candidate() -> None:
-    """Here all targets were met in train: with seen items left out, a target that its user met is kept in."""
+def test_what_was_seen_is_no_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the target itself was met before: then nothing is left out."""
+    offered: list[pl.DataFrame] = []
+
+    def watched(memory: object, catalogue: object, examples: object, candidates: pl.DataFrame, evidence: object) -> Any:
+        offered.append(candidates)
+        return choices(memory, catalogue, examples, candidates, evidence)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("gemst.memory.choices.choices", watched)
     tuned = make_tuned("llama", random_ids(N, (23,)))
     train, valid = tables(knows=True)
-    config = Config.model_validate({"ranking": {"beams": 5}})
-    memory = remember(tuned, train, valid, config)
-    assert {fit.case for fit in memory.fits} == {"recommendation", "search"}
+    met = met_items(valid, [train])
+    targets = valid.with_row_index("row").select("row", item_id=pl.col("targets").list.first())
+    again = targets.join(met, on=["row", "item_id"], how="semi")["row"]
+    for exclude in (True, False):
+        remember(tuned, train, valid, Config.model_validate({"evaluation": {"exclude_seen": exclude}}))
+        kept = offered[-1].filter(~pl.col("row").is_in(again.implode()))
+        assert len(kept.join(met, on=["row", "item_id"], how="semi")) == 0 or not exclude
+        assert len(offered[-1].join(met, on=["row", "item_id"], how="semi")) > 0
+    assert len(kept.join(met, on=["row", "item_id"], how="semi")) > 0

@@ -11,8 +11,7 @@ from gemst.evaluation.protocols import seen_items
 from gemst.evaluation.references.base import Floats, Reference
 from gemst.item_ids.ids import rows_by
 from gemst.memory.choices import CANDIDATES, best, choices
-from gemst.memory.counts import clicks_by_query, similar_items
-from gemst.memory.evidence import CASES, NEIGHBOURS, Fit, Memory
+from gemst.memory.evidence import CASES, Fit, Memory, of_events
 from gemst.memory.fit import fit
 
 if TYPE_CHECKING:
@@ -39,15 +38,15 @@ class Counts(Reference):
         super().fit(train, items)
         examples = self.valid.gather_every(max(1, -(-len(self.valid) // _EXAMPLES)))
         seen = seen_items(examples, [train]) if self.exclude_seen else None
-        _, *kinds = self.memory.evidence(self, examples)
-        offered = [best(self.item_ids, kind, CANDIDATES, seen) for kind in kinds]
+        evidence = self.memory.evidence(self, examples)
+        offered = [best(self.item_ids, kind, CANDIDATES, seen) for kind in evidence[1:]]
         popular = pl.DataFrame({"item_id": self.item_ids.head(CANDIDATES)})
         rows = pl.DataFrame({"row": range(len(examples))}, schema={"row": pl.UInt32})
         offered.append(rows.join(popular, how="cross"))
         candidates = pl.concat(offered).unique()
         if seen is not None:
             candidates = candidates.join(seen, on=["row", "item_id"], how="anti")
-        chosen = choices(self.memory, self, examples, candidates.sort("row", "item_id"))
+        chosen = choices(self.memory, self, examples, candidates.sort("row", "item_id"), evidence)
         fits = []
         for number, case in enumerate(CASES):
             mine, _ = chosen.of(number)
@@ -57,8 +56,7 @@ class Counts(Reference):
         return self
 
     def _fit(self, events: pl.DataFrame, items: pl.DataFrame) -> None:
-        queries, clicks = clicks_by_query(events, len(items))
-        self.memory = Memory(queries, clicks, self.counts, similar_items(events, len(items), NEIGHBOURS))
+        self.memory = of_events(events, len(items))
         self._index = {item: row for row, item in enumerate(self.item_ids)}
 
     def rows_of(self, item_ids: pl.Series) -> NDArray[np.int64]:
