@@ -60,6 +60,7 @@ def main() -> None:
         model.fit_partial(train, min_epochs=mark - done, max_epochs=mark - done)
         spent, done = spent + time.perf_counter() - began, mark
         seconds[str(mark)] = round(spent, 1)
+        print(f"  {mark} epochs in {spent:,.0f} s", flush=True)
         for name, one in asked.items():
             users = one.user_id_map.external_ids
             ranked = model.recommend(users, one, trial["k"], filter_viewed=False, on_unsupported_targets="ignore")
