@@ -74,6 +74,20 @@ class Sample:
     held: int  # targets from this one on judge
     tokens: int
 
+    def without_held(self) -> pl.DataFrame:
+        """The train examples whose targets do not judge, for features that have not seen these."""
+        if not self.train["clicked"].equals(self.train["timestamp"]):  # the examples are the targets, in order
+            raise SystemExit("this benchmark is for logs without clicks later than their page")
+        targets = self.batches.events.task >= 0
+        held = np.zeros(len(targets), bool)
+        held[self.events[self.held :]] = True
+        return self.train.filter(pl.Series(~held[targets]))
+
+    def prior(self, popular: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Output rows (items, d) that score `popular` (items,), clicks of each, in the mean of `states`."""
+        wanted, mean = popular.add(1).log(), states.mean(0)
+        return (wanted - wanted.mean())[:, None] * mean / mean.dot(mean)
+
 
 def sample(tokens: int) -> Sample:
     """Run the untuned backbone of the project in the current folder over `tokens` of its training log."""

@@ -38,7 +38,7 @@ def main() -> None:
     items, split = logs(given.users, given.items)
     train, asked = split(1, EVENTS), split(EVENTS, EVENTS + 2)[: given.queries]
     plain = untrained(config, items)
-    counted, counting = timed(lambda: memory.build(plain.ids, train))
+    counted, counting = timed(lambda: memory.build(plain.ids, memory.train_events(train)))
     fits = [Fit(case, 1, 0.0, 0.0, (0.7, 2.0, 0.1, 0.3, 0.1)) for case in ("recommendation", "search", "new query")]
     tuned = replace(plain, memory=counted.fitted(fits))
     seconds: dict[str, float] = {"without": float("inf"), "with": float("inf"), "mixture": float("inf")}

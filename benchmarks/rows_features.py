@@ -13,8 +13,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import numpy as np
-import polars as pl
 import torch
 from history_in_states import main, sample
 from rows_from_log import judge
@@ -30,19 +28,13 @@ LENGTHS = (0.0, 0.25, 0.5, 1.0)  # of the queries' features beside the others'; 
 def measure(tokens: int) -> dict[str, Any]:
     """Every set of features on the same targets."""
     log = sample(tokens)
-    targets = log.batches.events.task >= 0
-    held = np.zeros(len(targets), bool)
-    held[log.events[log.held :]] = True
-    if not log.train["clicked"].equals(log.train["timestamp"]):  # the train examples are the targets, in order
-        raise SystemExit("this benchmark is for logs without clicks later than their page")
-    train = log.train.filter(pl.Series(~held[targets]))
+    train = log.without_held()
     company = item_rows.company_of(log.ids, log.items, train)
     asked = item_rows.asked_of(log.ids, log.items, train, ItemRows().queries)
     states, labels = log.states[: log.held], log.labels[: log.held]
-    white, mean = whitening(states), states.mean(0)
-    prior = popularity(log.ids, train).add(1).log()
-    start = (prior - prior.mean())[:, None] * mean / mean.dot(mean)
-    found: dict[str, Any] = {"tokens": log.tokens, "targets": len(log.labels), "items": len(prior), "fits": []}
+    white = whitening(states)
+    start = log.prior(popularity(log.ids, train), states)
+    found: dict[str, Any] = {"tokens": log.tokens, "targets": len(log.labels), "items": len(start), "fits": []}
     known = item_rows.features_of(log.ids, log.text, company, asked[:, :0])
     for length in LENGTHS:
         features = torch.cat([known, length * asked / asked.std()], 1)

@@ -163,10 +163,10 @@ def register(params: Params = DEFAULT, overrides: Set = None) -> None:
 
 @app.command(rich_help_panel=USE)
 def append(params: Params = DEFAULT, overrides: Set = None) -> None:
-    """Give the champion the items that are new in the catalogue, without training; a new version takes its place.
+    """Give the champion today's items and counts, without training; a new version takes its place.
 
     Run `gemst ingest` and `gemst validate` on today's logs before. Items that are gone are retired: never returned,
-    and their IDs are not reused; one that is back has its own again.
+    and their IDs are not reused; one that is back has its own again. The memory counts all of today's log.
     """
     from gemst import stages
 

@@ -8,6 +8,7 @@ returns a Summary. Commands without a task of a pipeline are here too: `append` 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -272,8 +273,11 @@ def register(config: Config) -> Summary:
 
 
 def _joint(config: Config, model: Path) -> float:
-    """Joint NDCG@10 of another model on the present test examples, among the items that are still there."""
-    from gemst import backbone
+    """Joint NDCG@10 of another model on the present test examples, among the items that are still there.
+
+    Its memory counts the present train examples: what it has may have seen the test ones (`append`).
+    """
+    from gemst import backbone, memory
     from gemst.data import tables
     from gemst.evaluation.run import joint_score
     from gemst.ranking import rank
@@ -282,13 +286,19 @@ def _joint(config: Config, model: Path) -> float:
     _set_threads(config)
     items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
     tuned = backbone.load_tuned(model, backbone.best_device()).only(items["item_id"])
+    if tuned.memory is not None:
+        counted = memory.build(tuned.ids, memory.train_events(train))
+        tuned = replace(tuned, memory=counted.fitted(tuned.memory.fits))
     return joint_score(
         config, train, valid, test, lambda examples, k, seen: rank(tuned, examples, k, config.ranking, seen)
     )
 
 
 def append(config: Config) -> Summary:
-    """Give the champion today's catalogue without training: new items get IDs, items that are gone are retired."""
+    """Give the champion today's catalogue and counts without training.
+
+    New items get IDs, items that are gone are retired, and a memory counts all of today's log.
+    """
     import tempfile
 
     from gemst import registry
@@ -303,13 +313,15 @@ def append(config: Config) -> Summary:
         _set_threads(config)
         grown = grow(champion.folder, items, events, config, Path(scratch) / "model")
         summary.written |= {"new": grown.new, "retired": grown.retired, "returned": grown.returned}
-        if grown.new or grown.retired or grown.returned:
+        if grown.recounted:
+            summary.notes.append(f"the memory counts today's {len(events):,} events, under the weights it had")
+        if grown:
             registered = registry.succeed(config, Path(scratch) / "model", champion)
             ids = registry.champion(config).folder / "item_ids"
             summary.written |= {"model": str(config.registry.model_name), "version": str(registered.version)}
             summary.notes.append(f"champion is version {registered.version}; to train on these IDs: extends {ids}")
         else:
-            summary.notes.append("the champion has these items already")
+            summary.notes.append("the champion has these items and counts already")
     return summary
 
 

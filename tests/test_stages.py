@@ -12,10 +12,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from gemst import backbone, item_ids, layout, stages
+from gemst import backbone, item_ids, layout, memory, stages
 from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.files import read_json, write_json
+from gemst.memory.evidence import CASES, Fit
 from gemst.serving import champion
 from tests import tiny_project
 
@@ -170,13 +171,15 @@ def test_an_appended_item_is_searched_for_and_the_champion_keeps_its_score(ran, 
     from gemst import registry
 
     before = registry.register(config, lambda folder: 0.0)
-    assert stages.append(config).notes == ["the champion has these items already"]
+    counted, _ = stages.append(config).notes  # all of the log, where tuning counts the train examples
+    assert "the memory counts today's" in counted
+    assert stages.append(config).notes == ["the champion has these items and counts already"]
     items = pl.read_parquet(layout.VALIDATED / "items.parquet")
     new = items[:1].with_columns(item_id=pl.lit("fresh"), title=pl.lit("the old comedy film"))
     pl.concat([items.filter(pl.col("item_id") != "i4"), new]).write_parquet(layout.VALIDATED / "items.parquet")
     summary = stages.append(config)
     assert (summary.written["new"], summary.written["retired"]) == (1, 1)
-    assert summary.written["version"] == str(before.version + 1)
+    assert summary.written["version"] == str(before.version + 2)
     ids = item_ids.load(registry.champion(config).folder / "item_ids")
     published = item_ids.load(layout.ITEM_IDS)
     assert ids.item_id == [*published.item_id, "fresh"]
@@ -189,7 +192,7 @@ def test_an_appended_item_is_searched_for_and_the_champion_keeps_its_score(ran, 
     version = connect().get_model_version_by_alias("gemst", "champion")
     assert version.run_id == before.run_id
     assert version.tags["gemst.joint"] == repr(before.joint)
-    assert version.tags["gemst.appended_to"] == str(before.version)
+    assert version.tags["gemst.appended_to"] == str(before.version + 1)
 
 
 def test_identifiers_are_built_though_mlflow_cannot_be_used(ran: Path, config, tmp_path, monkeypatch) -> None:
@@ -291,6 +294,23 @@ def test_a_champion_of_other_examples_is_measured_as_evaluate_would(ran, config,
     joint = read_json(layout.EVALUATION / "metrics.json")["model"]["joint"]
     (note,) = stages.register(met).notes  # the same model: not better than itself
     assert f"is challenger, joint NDCG@10 {joint:.4f} (champion version 1 had {joint:.4f} on the same examples)" in note
+
+
+def test_a_champion_that_counted_the_test_events_is_measured_without_them(ran, config, tmp_path, monkeypatch) -> None:
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    joint = read_json(layout.EVALUATION / "metrics.json")["model"]["joint"]
+    tuned = backbone.load_tuned(layout.MODEL)
+    events = pl.read_parquet(layout.VALIDATED / "events.parquet")
+    shutil.rmtree(layout.MODEL / "memory")
+    fits = [Fit(case, 9, 0.1, 0.2, (1.0, 50.0, 50.0, 50.0, 50.0)) for case in CASES]
+    memory.build(tuned.ids, events).fitted(fits).save(layout.MODEL / "memory", tuned.ids)
+    told = stages._joint(config, layout.MODEL)
+    train = pl.read_parquet(layout.EXAMPLES / "train.parquet")
+    shutil.rmtree(layout.MODEL / "memory")
+    memory.build(tuned.ids, memory.train_events(train)).fitted(fits).save(layout.MODEL / "memory", tuned.ids)
+    stages.evaluate(config)
+    assert told == read_json(layout.EVALUATION / "metrics.json")["model"]["joint"] != joint
 
 
 def test_a_champion_is_measured_without_the_items_that_are_gone(ran, config, tmp_path, monkeypatch) -> None:

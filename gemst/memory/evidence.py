@@ -28,7 +28,7 @@ from scipy import sparse
 from gemst.errors import GemstError
 from gemst.files import read_json, require, write_json
 from gemst.item_ids.ids import rows_by
-from gemst.memory.counts import DECAY, clicks_by_query, history_matrix, query_key, similar_items, train_events
+from gemst.memory.counts import DECAY, clicks_by_query, history_matrix, query_key, similar_items
 
 if TYPE_CHECKING:
     from gemst.item_ids import ItemIds
@@ -89,6 +89,13 @@ class Memory:
     def fitted(self, fits: Sequence[Fit]) -> Memory:
         """The same counts with other weights."""
         return replace(self, fits=tuple(fits))
+
+    def counts_as(self, other: Memory) -> bool:
+        """Whether both counted the same, whatever their weights."""
+        if len(self.events) != len(other.events) or not self.queries.equals(other.queries):
+            return False
+        pairs = ((self.clicks, other.clicks), (self.similar, other.similar))
+        return np.array_equal(self.events, other.events) and all((a != b).nnz == 0 for a, b in pairs)
 
     @cached_property
     def prior(self) -> Floats:
@@ -166,10 +173,13 @@ class Memory:
         )
 
 
-def build(ids: ItemIds, train: pl.DataFrame) -> Memory:
-    """Count the train examples. The weights leave the model alone: `gemst.memory.fit` finds better ones."""
+def build(ids: ItemIds, events: pl.DataFrame) -> Memory:
+    """Count events (user_id, item_id, query); those of other items than `ids` are left out.
+
+    The weights leave the model alone: `gemst.memory.fit` finds better ones.
+    """
     index = pl.DataFrame({"item_id": ids.names}).with_row_index("column")
-    return of_events(train_events(train).join(index, on="item_id", maintain_order="left"), len(ids.item_id))
+    return of_events(events.join(index, on="item_id", maintain_order="left"), len(ids.item_id))
 
 
 def of_events(events: pl.DataFrame, items: int) -> Memory:

@@ -62,7 +62,7 @@ def champion(config: Config) -> Champion:
 
 
 def succeed(config: Config, model: Path, grown_from: Champion) -> Registered:
-    """Make `model`, the champion with other items (`gemst.tuning.append`), a version in its place.
+    """Make `model`, the champion with other items or counts (`gemst.tuning.append`), a version in its place.
 
     It is the same run's, with the same joint score: nothing was trained. The tag gemst.appended_to names the version
     it grew from. Raises GemstError when another version has become champion meanwhile or the database cannot be used.
@@ -75,7 +75,7 @@ def succeed(config: Config, model: Path, grown_from: Champion) -> Registered:
             raise no_model(name)
         _same_champion(before, grown_from, name)
         kept = {tag: before.tags[tag] for tag in (JOINT, EXAMPLES) if tag in before.tags}
-        grown = {APPENDED: str(before.version), JUDGED: f"version {before.version} with other items"}
+        grown = {APPENDED: str(before.version), JUDGED: f"version {before.version} with other items or counts"}
         version = new_version(client, config, name, before.run_id, kept | grown, model)
         try:  # logging a model takes a while
             _same_champion(alias(client, name, CHAMPION), grown_from, name)

@@ -1,8 +1,8 @@
-"""New items for a tuned model, without training: an ID each and, for atomic IDs, rows made from their text."""
+"""A tuned model kept up to date without training: an ID for each new item and, for atomic IDs, rows made from its text;
+the log's counts of today."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Appended:
-    """Items that got an ID, items that lost their place, and items of the catalogue now."""
+    """Items that got an ID, items that lost their place, items of the catalogue now; whether the counts changed."""
 
     new: int
     retired: int
     returned: int
     items: int
+    recounted: bool
+
+    def __bool__(self) -> bool:
+        """Whether anything is other than it was."""
+        return bool(self.new or self.retired or self.returned or self.recounted)
 
 
 def append(model: Path, items: pl.DataFrame, events: pl.DataFrame, config: Config, out: Path) -> Appended:
@@ -31,10 +36,11 @@ def append(model: Path, items: pl.DataFrame, events: pl.DataFrame, config: Confi
     IDs are a new generation of the model's own (`gemst.item_ids.build`): published ones stay, items that are gone from
     `items` are retired, ones that are back no longer are. Semantic IDs are made of codes that the model knows already,
     so not one weight changes. An atomic ID is a new token with an input and an output row (`gemst.tuning.new_rows`),
-    for which `events`, the log of today, says what is asked; every other weight keeps its bits. Raises GemstError when
-    the items do not fit the model's code space, or the model knows none of them.
+    for which `events`, the log of today, says what is asked; every other weight keeps its bits. A memory counts all of
+    `events`, under the weights it has. Raises GemstError when the items do not fit the model's code space, or the model
+    knows none of them.
     """
-    from gemst import backbone, item_ids
+    from gemst import backbone, item_ids, memory
     from gemst.files import atomic_folder, read_json, write_json
     from gemst.tuning.new_rows import make
 
@@ -61,12 +67,16 @@ def append(model: Path, items: pl.DataFrame, events: pl.DataFrame, config: Confi
             backbone.add_item_tokens(tuned.model, tuned.tokenizer, ids.tokens[known:], rows_in, rows_out)
         backbone.save(tuned.model, tuned.tokenizer, folder)
         write_json(folder / "gemst.json", card)
-        if (model / "memory").exists():
-            shutil.copytree(model / "memory", folder / "memory")
+        recounted = False
+        if tuned.memory is not None:
+            counted = memory.build(ids, events).fitted(tuned.memory.fits)
+            counted.save(folder / "memory", ids)
+            recounted = not counted.counts_as(tuned.memory)
     before, now = tuned.ids.active, ids.active[: len(tuned.ids.active)]
     return Appended(
         new=len(ids.item_id) - len(before),
         retired=int((before & ~now).sum()),
         returned=int((now & ~before).sum()),
         items=quality["items"],
+        recounted=recounted,
     )

@@ -23,14 +23,14 @@ def remember(tuned: Tuned, train: pl.DataFrame, valid: pl.DataFrame, config: Con
     their users met in train left out of the candidates where `evaluation.exclude_seen` says so.
     """
     from gemst.evaluation.protocols import seen_items
-    from gemst.memory import build
+    from gemst.memory import build, train_events
     from gemst.memory.choices import CANDIDATES, best, choices
     from gemst.memory.evidence import ALONE, CASES, Fit
     from gemst.memory.fit import fit
     from gemst.ranking import rank, score
     from gemst.ranking.remembered import listed
 
-    plain, memory = replace(tuned, memory=None), build(tuned.ids, train)
+    plain, memory = replace(tuned, memory=None), build(tuned.ids, train_events(train))
     if config.tuning.tasks != "both":
         valid = valid.filter(task=config.tuning.tasks)
     users = valid["user_id"].unique().sort()

@@ -13,7 +13,7 @@ from tests.memory.test_evidence import IDS, train
 
 
 def test_candidates_are_told_apart_by_case_and_by_what_was_taken() -> None:
-    made = memory.build(IDS, train())
+    made = memory.build(IDS, memory.train_events(train()))
     examples = pl.DataFrame(
         {
             "query": ["rock", None, "folk"],

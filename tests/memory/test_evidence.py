@@ -46,7 +46,7 @@ def asked(*examples: tuple[list[str], str | None]) -> pl.DataFrame:
 
 
 def test_evidence_is_what_the_log_counts() -> None:
-    made = memory.build(IDS, train())
+    made = memory.build(IDS, memory.train_events(train()))
     clicked, rate, similar = (
         part.toarray()
         for part in made.evidence(IDS, asked(([], " rock"), (["i0"], None), (["i9", "i1", "i3"], "folk")))
@@ -65,7 +65,7 @@ def test_evidence_is_what_the_log_counts() -> None:
 
 
 def test_events_of_long_ago_say_nothing() -> None:
-    made = memory.build(IDS, train())
+    made = memory.build(IDS, memory.train_events(train()))
     long, short = asked((["i4"] * 30 + ["i0"] * 19, None), (["i4"] + ["i0"] * 19, None)), asked((["i0"] * 19, None))
     found = made.evidence(IDS, long)[2].toarray()
     assert np.array_equal(found[0], found[1])
@@ -75,7 +75,7 @@ def test_events_of_long_ago_say_nothing() -> None:
 
 def test_the_bonus_is_the_weighed_sum_of_a_cases_evidence() -> None:
     weighed = fits(recommendation=(0.5, 9.0, 9.0, 0.25, 0.4), search=(0.8, 2.0, -0.1, 0.3, 0.0))
-    made = memory.build(IDS, train()).fitted(weighed)
+    made = memory.build(IDS, memory.train_events(train())).fitted(weighed)
     examples = asked((["i0"], "rock"), (["i0"], None), (["i0"], "folk"))
     clicked, rate, similar = (part.toarray() for part in made.evidence(IDS, examples))
     made_of = made.mixture(IDS, examples)
@@ -99,7 +99,7 @@ def test_cells_are_found_where_rows_are_empty() -> None:
 
 
 def test_a_folder_gives_a_memory_back_and_new_items_have_no_counts(tmp_path: Path) -> None:
-    made = memory.build(IDS, train()).fitted(fits(search=(0.8, 2.0, -0.1, 0.3, 0.2)))
+    made = memory.build(IDS, memory.train_events(train())).fitted(fits(search=(0.8, 2.0, -0.1, 0.3, 0.2)))
     made.save(tmp_path / "memory", IDS)
     examples = asked((["i0"], "jazz"), (["i1"], "rock"))
     again = memory.load(tmp_path / "memory", IDS)
@@ -127,14 +127,14 @@ def test_a_folder_gives_a_memory_back_and_new_items_have_no_counts(tmp_path: Pat
 @pytest.mark.parametrize("column", ["query", "history"])
 def test_a_log_without_searches_or_histories_has_less_to_say(column: str) -> None:
     bare = train().with_columns(pl.lit(None if column == "query" else []).cast(train().schema[column]).alias(column))
-    made = memory.build(IDS, bare)
+    made = memory.build(IDS, memory.train_events(bare))
     clicked, _, similar = made.evidence(IDS, asked((["i0"], "rock"), ([], None)))
     assert (clicked.nnz == 0) == (column == "query")
     assert similar.nnz > 0
 
 
 def test_without_weights_nothing_is_added() -> None:
-    mixture = memory.build(IDS, train()).mixture(IDS, asked((["i0"], "rock"), ([], None)))
+    mixture = memory.build(IDS, memory.train_events(train())).mixture(IDS, asked((["i0"], "rock"), ([], None)))
     assert mixture.model.tolist() == [ALONE[0]] * 2
     assert not mixture.popular.any()
     assert not mixture.added.toarray().any()

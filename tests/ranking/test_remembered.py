@@ -42,7 +42,7 @@ def counted(ids: object) -> Memory:
             "targets": [[f"i{item}"] for item in rng.integers(0, 21, 40)],
         }
     )
-    return memory.build(ids, train).fitted(fits(WEIGHTS))  # type: ignore[arg-type]
+    return memory.build(ids, memory.train_events(train)).fitted(fits(WEIGHTS))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sizes", [(23,), (3, 9), (3, 4, 4)])

@@ -101,25 +101,40 @@ def test_an_atomic_append_adds_rows_and_keeps_every_old_bit(family: str, tmp_pat
     assert max(spelled) < after.first  # a new token cannot be spelt by a query either
 
 
-def test_a_memory_stays_and_a_new_item_has_no_counts(tmp_path: Path) -> None:
+def test_a_memory_counts_the_log_of_today_under_the_weights_it_has(tmp_path: Path) -> None:
     model = tuned_model(tmp_path / "model", "atomic", "llama")
     own = backbone.load_tuned(model)
-    train = log().select(
-        "user_id", "task", "query", targets=pl.concat_list("item_id"), history=pl.concat_list("item_id")
-    )
     fit = Fit("search", 9, 0.1, 0.2, (0.8, 2.0, -0.1, 0.3, 0.1))
-    memory.build(own.ids, train).fitted([fit]).save(model / "memory", own.ids)
-    append(model, catalogue(20).filter(pl.col("item_id") != "i3"), log(), configured("atomic"), tmp_path / "grown")
+    memory.build(own.ids, log()).fitted([fit]).save(model / "memory", own.ids)
+    there, config = catalogue(20).filter(pl.col("item_id") != "i3"), configured("atomic")
+    grown = append(model, there, log(), config, tmp_path / "grown")
+    assert (grown.new, grown.retired, grown.recounted) == (4, 1, True)
     before, after = backbone.load_tuned(model), backbone.load_tuned(tmp_path / "grown")
     assert before.memory is not None
     assert after.memory is not None
     assert after.memory.fits == (fit,)
-    asked = ask(["i0", "i17"], log()["query"].drop_nulls()[0])
+    query = log()["query"].drop_nulls()[0]
+    asked = ask(["i0", "i17"], query)
     old, new = (one.memory.mixture(one.ids, asked).added for one in (before, after))  # type: ignore[union-attr]
     assert old.nnz > 0
-    assert (new[:, :16] != old).nnz == 0
+    assert (new[:, :16] != old).nnz == 0  # the same log
     found = dict(rank(after, asked, 20, Config().ranking).select("item_id", "rank").iter_rows())
     assert len(found) == 19
+    again = append(tmp_path / "grown", there, log(), config, tmp_path / "again")
+    assert not again
+    clicked = log()[:1].with_columns(item_id=pl.lit("i17"), user_id=pl.lit("u9"), query=pl.lit(query))
+    gone = clicked.with_columns(item_id=pl.lit("never listed"))
+    today = append(tmp_path / "grown", there, pl.concat([log(), clicked, gone]), config, tmp_path / "today")
+    assert today.recounted
+    assert today
+    assert (today.new, today.retired, today.returned) == (0, 0, 0)
+    latest = backbone.load_tuned(tmp_path / "today")
+    assert latest.memory is not None
+    at = latest.ids.rows_of(pl.Series(["i17"]))[0]
+    counted = latest.memory.mixture(latest.ids, asked).added.toarray()[0]
+    assert new.toarray()[0, at] < counted[at]  # a new item has counts as soon as somebody clicks it
+    assert after.memory.events[at] == 0
+    assert latest.memory.events[at] == 1
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "gpt2"])
