@@ -286,7 +286,7 @@ def _joint(config: Config, model: Path) -> float:
     _set_threads(config)
     items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
     tuned = backbone.load_tuned(model, backbone.best_device()).only(items["item_id"])
-    if tuned.memory is not None:
+    if config.ranking.memory and tuned.memory is not None:
         counted = memory.build(tuned.ids, memory.train_events(train))
         tuned = replace(tuned, memory=counted.fitted(tuned.memory.fits))
     return joint_score(
