@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemst.config import Backbone
+from gemst.config import Backbone, Config
 from gemst.errors import GemstError
 from gemst.loading import load
 
@@ -263,6 +263,14 @@ def best_device() -> torch.device:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def set_threads(config: Config) -> None:
+    """As many threads as `threads` says; none: torch's own choice."""
+    if config.threads:
+        import torch
+
+        torch.set_num_threads(config.threads)
 
 
 def load_tuned(folder: Path, device: torch.device | str = "cpu") -> Tuned:

@@ -168,9 +168,9 @@ def append(params: Params = DEFAULT, overrides: Set = None) -> None:
     Run `gemst ingest` and `gemst validate` on today's logs before. Items that are gone are retired: never returned,
     and their IDs are not reused; one that is back has its own again. The memory counts all of today's log.
     """
-    from gemst import stages
+    from gemst import upkeep
 
-    stages.append(_config(params, overrides))
+    upkeep.append(_config(params, overrides))
 
 
 @app.command(rich_help_panel=USE)
@@ -232,12 +232,11 @@ def data_report(
     out: Annotated[Path, typer.Option("--out", help="Where the page goes.")] = Path("artifacts/data_report.html"),
 ) -> None:
     """One HTML page about the tables: events over time, histories, popularity, queries."""
-    from gemst import layout
-    from gemst.data import report, tables
-    from gemst.files import atomic_file, require
+    from gemst import inputs
+    from gemst.data import report
+    from gemst.files import atomic_file
 
-    items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
-    events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
+    items, events = inputs.items(), inputs.events()
     with atomic_file(out) as temporary:
         temporary.write_text(report.html(items, events, _origin()), encoding="utf-8")
     print(out)

@@ -2,17 +2,16 @@
 
 A stage is one function here, one `gemst` command and one Prefect task; all but `fetch` and `register` are stages of
 dvc.yaml as well. Every one takes the whole Config, works in the current folder (gemst/layout.py says where) and
-returns a Summary. Commands without a task of a pipeline are here too: `append` changes the champion, `compare` looks.
+returns a Summary. `compare`, which only looks, is here too; what is done to a champion later is in gemst/upkeep.py.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemst import layout
+from gemst import inputs, layout
+from gemst.backbone import set_threads
 from gemst.errors import GemstError
 from gemst.files import atomic_folder, read_json, require, write_json
 from gemst.progress import Summary, stage
@@ -66,11 +65,11 @@ def validate(config: Config) -> Summary:
 
 def split(config: Config) -> Summary:
     """Tables to train, valid and test examples."""
-    from gemst.data import account, examples, tables
+    from gemst.data import account, examples
 
     with stage("split") as summary:
-        items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
-        events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
+        items = inputs.items()
+        events = inputs.events()
         with atomic_folder(layout.EXAMPLES) as folder:
             counts = examples.write(items, events, config.data, config.seed, folder)
             write_json(folder / "split.json", counts)
@@ -87,13 +86,12 @@ def split(config: Config) -> Summary:
 def tokenize(config: Config) -> Summary:
     """Items to unique, stable identifiers, their quality report and the trie."""
     from gemst import item_ids
-    from gemst.data import tables
     from gemst.registry.builds import log_build
 
     with stage("tokenize") as summary:
-        items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
-        _set_threads(config)
-        quality = item_ids.build(items, _examples("train"), config, layout.ITEM_IDS)
+        items = inputs.items()
+        set_threads(config)
+        quality = item_ids.build(items, inputs.examples("train"), config, layout.ITEM_IDS)
         summary.read["items"] = len(items)
         summary.written["ids"] = len(items)
         summary.notes.append(f"{config.item_ids.strategy}: {quality['unique_ratio_after']:.2%} unique")
@@ -107,14 +105,13 @@ def tokenize(config: Config) -> Summary:
 def item_rows(config: Config) -> Summary:
     """Start values of the item tokens' rows: text, co-behaviour, and a fit on the untouched backbone's states."""
     from gemst import item_ids
-    from gemst.data import tables
     from gemst.tuning import item_rows as rows
 
     with stage("item-rows") as summary:
-        items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
+        items = inputs.items()
         ids = item_ids.load(require(layout.ITEM_IDS, made_by="gemst tokenize"))
-        _set_threads(config)
-        manifest = rows.build(config, ids, items, _examples("train"), layout.ITEM_ROWS)
+        set_threads(config)
+        manifest = rows.build(config, ids, items, inputs.examples("train"), layout.ITEM_ROWS)
         summary.read |= {"tokens": manifest["tokens"], "targets": manifest["targets"]}
         summary.written["rows"] = len(ids.tokens)
         for level, gain in enumerate(manifest["levels"], 1):
@@ -134,7 +131,7 @@ def null_space(config: Config) -> Summary:
 
     with stage("null-space") as summary:
         calibration, _ = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
-        _set_threads(config)
+        set_threads(config)
         model, tokenizer = backbone.load(config.backbone)
         model.to(backbone.best_device())  # type: ignore[arg-type]
         manifest = room.build(
@@ -159,12 +156,12 @@ def tune(config: Config) -> Summary:
     Under torchrun or accelerate launch every process calls it, and the first alone logs and writes.
     """
     from gemst import item_ids, registry, tuning
-    from gemst.data import general_text, tables
+    from gemst.data import general_text
     from gemst.tuning.parallel import Processes
 
     with Processes(config.tuning) as processes, stage("tune", shown=processes.first) as summary:
-        items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
-        train, valid = _examples("train"), _examples("valid")
+        items = inputs.items()
+        train, valid = inputs.examples("train"), inputs.examples("valid")
         ids = item_ids.load(require(layout.ITEM_IDS, made_by="gemst tokenize"))
         require(layout.ITEM_ROWS / "manifest.json", made_by="gemst item-rows")
         if config.tuning.method == "gems" and config.null_space.rule != "none":
@@ -173,7 +170,7 @@ def tune(config: Config) -> Summary:
         if config.tuning.drift_limit is not None:
             calibration, _ = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
             general = general_text.stretches(calibration[::-1])  # the null space was taken from the other end
-        _set_threads(config)
+        set_threads(config)
         with registry.live(config) if processes.first else nullcontext() as run:
             outcome = tuning.run(
                 config, ids, items, train, valid, general,
@@ -197,7 +194,7 @@ def evaluate(config: Config) -> Summary:
     Under torchrun or accelerate launch the processes share the model's rankings, and the first alone writes.
     """
     from gemst import backbone, provenance
-    from gemst.data import general_text, tables
+    from gemst.data import general_text
     from gemst.evaluation import report
     from gemst.evaluation.drift import drift
     from gemst.evaluation.run import evaluate as measure
@@ -208,15 +205,15 @@ def evaluate(config: Config) -> Summary:
     with Processes() as processes, stage("evaluate", shown=processes.first) as summary:
         among = (processes.rank, processes.count, processes.gathered)
         require(layout.MODEL / "gemst.json", made_by="gemst tune")
-        items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
-        frames = {name: _examples(name) for name in ("train", "valid", "test")}
+        items = inputs.items()
+        frames = {name: inputs.examples(name) for name in ("train", "valid", "test")}
         if not len(frames["test"]):
             raise GemstError(
                 "there is no test example",
                 "A user's only request of a task stays in train: lower data.min_history or set data.split: global-time",
             )
         _, heldout = general_text.split(require(config.null_space.corpus, made_by="gemst fetch"))
-        _set_threads(config)
+        set_threads(config)
         of = {}
         if processes.first:  # before they are read: what replaces them meanwhile is not what was measured
             of = {"model": provenance.of_model(), "examples": provenance.of_examples(config)}
@@ -255,11 +252,11 @@ def register(config: Config) -> Summary:
 
     Where the champion's score is of other examples (a new night, other logs), it is measured on the present ones first.
     """
-    from gemst import registry
+    from gemst import registry, upkeep
 
     with stage("register") as summary:
         require(layout.EVALUATION / "metrics.json", made_by="gemst evaluate")
-        registered = registry.register(config, lambda folder: _joint(config, folder))
+        registered = registry.register(config, lambda folder: upkeep.joint(config, folder))
         if registered.version is None:
             summary.written["run"] = registered.run_id
             summary.notes.append(f"results logged, no model version ({registered.judged})")
@@ -269,59 +266,6 @@ def register(config: Config) -> Summary:
             f"{config.registry.model_name} version {registered.version} is {registered.role}, "
             f"joint NDCG@10 {registered.joint:.4f} ({registered.judged})"
         )
-    return summary
-
-
-def _joint(config: Config, model: Path) -> float:
-    """Joint NDCG@10 of another model on the present test examples, among the items that are still there.
-
-    Its memory counts the present train examples: what it has may have seen the test ones (`append`).
-    """
-    from gemst import backbone, memory
-    from gemst.data import tables
-    from gemst.evaluation.run import joint_score
-    from gemst.ranking import rank
-
-    train, valid, test = (_examples(name) for name in ("train", "valid", "test"))
-    _set_threads(config)
-    items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
-    tuned = backbone.load_tuned(model, backbone.best_device()).only(items["item_id"])
-    if config.ranking.memory and tuned.memory is not None:
-        counted = memory.build(tuned.ids, memory.train_events(train))
-        tuned = replace(tuned, memory=counted.fitted(tuned.memory.fits))
-    return joint_score(
-        config, train, valid, test, lambda examples, k, seen: rank(tuned, examples, k, config.ranking, seen)
-    )
-
-
-def append(config: Config) -> Summary:
-    """Give the champion today's catalogue and counts without training.
-
-    New items get IDs, items that are gone are retired, and a memory counts all of today's log.
-    """
-    import tempfile
-
-    from gemst import registry
-    from gemst.data import tables
-    from gemst.tuning.append import append as grow
-
-    with stage("append") as summary, tempfile.TemporaryDirectory() as scratch:
-        items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
-        events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
-        champion = registry.champion(config)
-        summary.read["items"] = len(items)
-        _set_threads(config)
-        grown = grow(champion.folder, items, events, config, Path(scratch) / "model")
-        summary.written |= {"new": grown.new, "retired": grown.retired, "returned": grown.returned}
-        if grown.recounted:
-            summary.notes.append(f"the memory counts today's {len(events):,} events, under the weights it had")
-        if grown:
-            registered = registry.succeed(config, Path(scratch) / "model", champion)
-            ids = registry.champion(config).folder / "item_ids"
-            summary.written |= {"model": str(config.registry.model_name), "version": str(registered.version)}
-            summary.notes.append(f"champion is version {registered.version}; to train on these IDs: extends {ids}")
-        else:
-            summary.notes.append("the champion has these items and counts already")
     return summary
 
 
@@ -342,16 +286,3 @@ def compare(config: Config, run_a: str, run_b: str) -> pl.DataFrame:
     tables = [read_scores(registry.evaluated(config, run)) for run in (run_a, run_b)]
     check_same_task(*(read_json(registry.evaluated(config, run, "metrics.json")) for run in (run_a, run_b)))
     return paired_bootstrap(*tables, resamples=config.evaluation.bootstrap, seed=config.seed)
-
-
-def _examples(name: str) -> pl.DataFrame:
-    import polars as pl
-
-    return pl.read_parquet(require(layout.EXAMPLES / f"{name}.parquet", made_by="gemst split"))
-
-
-def _set_threads(config: Config) -> None:
-    if config.threads:
-        import torch
-
-        torch.set_num_threads(config.threads)

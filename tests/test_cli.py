@@ -12,7 +12,7 @@ import pytest
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from gemst import cli, show, stages
+from gemst import cli, show, stages, upkeep
 from gemst.progress import Summary
 from gemst.serving import champion
 
@@ -74,7 +74,8 @@ def test_help_loads_nothing_heavy(project):
 def test_a_stage_command_is_its_stage_with_the_overrides(name, project, monkeypatch):
     monkeypatch.chdir(project)
     seen = []
-    monkeypatch.setattr(stages, name.replace("-", "_"), lambda config: seen.append(config) or Summary(name))
+    room = upkeep if name == "append" else stages
+    monkeypatch.setattr(room, name.replace("-", "_"), lambda config: seen.append(config) or Summary(name))
     shown = CliRunner().invoke(cli.app, [name, "--set", "tuning.rank=32", "--set", "seed=9"])
     assert shown.exit_code == 0, shown.output
     assert (seen[0].tuning.rank, seen[0].seed) == (32, 9)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from gemst import backbone, item_ids, layout, memory, stages
+from gemst import backbone, item_ids, layout, memory, stages, upkeep
 from gemst.config import Config
 from gemst.errors import GemstError
 from gemst.files import read_json, write_json
@@ -171,13 +171,13 @@ def test_an_appended_item_is_searched_for_and_the_champion_keeps_its_score(ran, 
     from gemst import registry
 
     before = registry.register(config, lambda folder: 0.0)
-    counted, _ = stages.append(config).notes  # all of the log, where tuning counts the train examples
+    counted, _ = upkeep.append(config).notes  # all of the log, where tuning counts the train examples
     assert "the memory counts today's" in counted
-    assert stages.append(config).notes == ["the champion has these items and counts already"]
+    assert upkeep.append(config).notes == ["the champion has these items and counts already"]
     items = pl.read_parquet(layout.VALIDATED / "items.parquet")
     new = items[:1].with_columns(item_id=pl.lit("fresh"), title=pl.lit("the old comedy film"))
     pl.concat([items.filter(pl.col("item_id") != "i4"), new]).write_parquet(layout.VALIDATED / "items.parquet")
-    summary = stages.append(config)
+    summary = upkeep.append(config)
     assert (summary.written["new"], summary.written["retired"]) == (1, 1)
     assert summary.written["version"] == str(before.version + 2)
     ids = item_ids.load(registry.champion(config).folder / "item_ids")
@@ -215,7 +215,7 @@ def test_identifiers_are_built_though_mlflow_cannot_be_used(ran: Path, config, t
         (stages.tune, r"gemst validate"),
         (stages.evaluate, r"artifacts/model/gemst.json does not exist.*gemst tune"),
         (stages.register, r"metrics.json does not exist.*gemst evaluate"),
-        (stages.append, r"gemst validate"),
+        (upkeep.append, r"gemst validate"),
     ],
 )
 def test_a_stage_before_its_inputs_names_the_command_that_makes_them(
@@ -305,7 +305,7 @@ def test_a_champion_that_counted_the_test_events_is_measured_without_them(ran, c
     shutil.rmtree(layout.MODEL / "memory")
     fits = [Fit(case, 9, 0.1, 0.2, (1.0, 50.0, 50.0, 50.0, 50.0)) for case in CASES]
     memory.build(tuned.ids, events).fitted(fits).save(layout.MODEL / "memory", tuned.ids)
-    told = stages._joint(config, layout.MODEL)
+    told = upkeep.joint(config, layout.MODEL)
     train = pl.read_parquet(layout.EXAMPLES / "train.parquet")
     shutil.rmtree(layout.MODEL / "memory")
     memory.build(tuned.ids, memory.train_events(train)).fitted(fits).save(layout.MODEL / "memory", tuned.ids)
@@ -319,10 +319,10 @@ def test_a_champion_is_measured_without_the_items_that_are_gone(ran, config, tmp
     test = pl.read_parquet(layout.EXAMPLES / "test.parquet")
     best = champion.recommend(config, "u3", 1)["item_id"][0]
     test.filter(pl.col("targets").list.first() != best).write_parquet(layout.EXAMPLES / "test.parquet")
-    before = stages._joint(config, layout.MODEL)
+    before = upkeep.joint(config, layout.MODEL)
     items = pl.read_parquet(layout.VALIDATED / "items.parquet")
     items.filter(pl.col("item_id") != best).write_parquet(layout.VALIDATED / "items.parquet")
-    assert stages._joint(config, layout.MODEL) > before
+    assert upkeep.joint(config, layout.MODEL) > before
 
 
 def test_results_are_of_the_model_that_was_read(ran, config, tmp_path, monkeypatch) -> None:

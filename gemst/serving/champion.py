@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gemst import layout
+from gemst import inputs, layout
 from gemst.errors import GemstError
-from gemst.files import read_json, require
+from gemst.files import read_json
 from gemst.serving.api import MOST_ITEMS
 
 if TYPE_CHECKING:
@@ -33,21 +33,17 @@ def search(config: Config, user: str, query: str, k: int) -> pl.DataFrame:
 
 def _serve(config: Config, user: str, query: str | None, k: int) -> pl.DataFrame:
     import polars as pl
-    import torch
 
     from gemst import backbone, registry
-    from gemst.data import tables
     from gemst.ranking import rank
 
     if not 1 <= k <= MOST_ITEMS:
         raise GemstError(f"k = {k} is out of bounds", f"Ask for 1 to {MOST_ITEMS} items")
-    items = tables.read_items(require(layout.VALIDATED / "items.parquet", made_by="gemst validate"))
-    events = tables.read_events(require(layout.VALIDATED / "events.parquet", made_by="gemst validate"))
+    items, events = inputs.items(), inputs.events()
     met = events.filter(pl.col("user_id") == user).sort("timestamp", maintain_order=True)
     if met.is_empty():
         raise GemstError(f"user {user!r} has no event", f"Known users are in {layout.VALIDATED / 'events.parquet'}")
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    backbone.set_threads(config)
     folder = registry.champion(config).folder
     tuned = backbone.load_tuned(folder, backbone.best_device()).only(items["item_id"])  # some may be gone since
     task = "recommendation" if query is None else "search"

@@ -105,8 +105,7 @@ def run(
     from gemst.tuning.validation import Validation
 
     torch.manual_seed(config.seed)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    backbone.set_threads(config)
     model, tokenizer = backbone.load(config.backbone)
     untuned = fingerprint(model)
     inputs, outputs, white = load_rows(item_rows, ids, untuned)
