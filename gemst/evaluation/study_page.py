@@ -191,7 +191,7 @@ def _origins(rows: dict[str, Results]) -> list[str]:
     by_seed = defaultdict[int, tuple[set[str], set[str]]](lambda: (set(), set()))
     for results in rows.values():
         for cell, found in results:
-            made_on, made_from = _machine(found["machine"]), _commit(found)
+            made_on, made_from = _machine(found), _commit(found)
             machines[made_on] += 1
             commits[made_from] += 1
             by_seed[cell.seed][0].add(made_on)
@@ -210,10 +210,13 @@ def _commit(found: dict[str, Any]) -> str:
     return f"{(found.get('commit') or 'unknown')[:7]}{changed}"
 
 
-def _machine(facts: dict[str, Any]) -> str:
-    """What computes and how precisely, as far as the cell tells: earlier ones name neither device nor bf16."""
-    bf16 = {True: ", bf16", False: ", fp32", None: ""}[facts.get("bf16")]
-    cores = f"{facts['cores']} cores ({facts.get('instructions', facts['processor'])}{bf16})"
+def _machine(found: dict[str, Any]) -> str:
+    """What computed and how precisely, as far as the cell tells: earlier ones name neither device nor bf16."""
+    facts, precision = found["machine"], found["params"].get("tuning.precision", "auto")
+    if precision == "auto":  # what it meant there
+        precision = {True: "bf16", False: "fp32", None: ""}[facts.get("bf16")]
+    kind = ", ".join(filter(None, (facts.get("instructions", facts["processor"]), precision)))
+    cores = f"{facts['cores']} cores ({kind})"
     device = facts.get("device", "cpu")
     return cores if device == "cpu" else f"{device} beside {cores}"
 

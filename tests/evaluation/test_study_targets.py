@@ -232,3 +232,17 @@ def test_a_data_set_of_one_task_has_the_targets_of_that_task_alone(study) -> Non
     told = verdicts(study)
     assert told["first in the joint score"] == "reached"
     assert not [target for target in told if target.startswith("above")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"), [("fp32", "2 cores (AVX512, fp32): 3"), ("auto", "2 cores (AVX512, bf16): 3")]
+)
+def test_the_page_says_how_precisely_cells_were_computed(tmp_path, monkeypatch, asked, told) -> None:
+    study = in_folder(tmp_path, monkeypatch, TREE | {"set": {"tuning.precision": asked}})
+    for method in TREE["methods"]:
+        give(study, method, 1, (0.1, 0.2))
+    for path in tmp_path.glob("results/s/**/*.json"):
+        write_json(
+            path, read_json(path) | {"machine": {"cores": 2, "processor": "x", "instructions": "AVX512", "bf16": True}}
+        )
+    assert told in study_page.markdown(study, "run")
