@@ -1,5 +1,6 @@
 """A Prefect API of the tests' own, and a small DVC project to run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from flows import commands, tasks
+from gemst.progress import summary_path
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +47,31 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True, env=os.environ.copy())
     return tmp_path
+
+
+@pytest.fixture
+def outer_commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[commands.Outcome]]:
+    """What `gemst fetch`, `register` and `append` answer in turn, the last answer for ever; DVC stays real.
+
+    One that answers with a line has that for its note and made no version.
+    """
+    answers = {name: [commands.Outcome(0, ())] for name in ("fetch", "register", "append")}
+    real = commands.run
+
+    def run(module, *arguments, say):
+        if module == "dvc":
+            return real(module, *arguments, say=say)
+        queue = answers[arguments[0]]
+        outcome = queue.pop(0) if len(queue) > 1 else queue[0]
+        if outcome.status == 0:
+            version = {} if outcome.lines else {"model": "gemst", "version": "3"}
+            written = {"data/x": "unchanged"} if arguments[0] == "fetch" else version
+            notes = outcome.lines or ["gemst version 3 is champion, joint NDCG@10 0.0670"]
+            summary = {"stage": arguments[0], "written": written, "seconds": 1.0, "peak_mib": 9, "notes": notes}
+            path = summary_path(arguments[0])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(summary))
+        return outcome
+
+    monkeypatch.setattr(tasks, "run", run)
+    return answers

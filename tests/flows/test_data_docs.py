@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from flows import commands, data_docs, pipeline
+from flows import commands, data_docs, pipeline, tasks
 from gemst import layout
 from gemst.files import write_json
 
@@ -36,7 +36,7 @@ def logs(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_json(layout.EVALUATION / "metrics.json", {"model": {"joint": 0.1}, "references": {}})
     real = commands.run
     monkeypatch.setattr(
-        pipeline,
+        tasks,
         "run",
         lambda module, *rest, say: real(module, *rest, say=say) if module == "dvc" else commands.Outcome(0, ()),
     )

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import json
 import os
 import signal
 import socket
@@ -18,35 +17,10 @@ import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import commands, pipeline
+from flows import commands, pipeline, tasks
 from gemst import cli
-from gemst.progress import summary_path
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def outer_commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[commands.Outcome]]:
-    """What `gemst fetch` and `gemst register` answer in turn, the last answer for ever; DVC stays real."""
-    answers = {"fetch": [commands.Outcome(0, ())], "register": [commands.Outcome(0, ())]}
-    real = commands.run
-
-    def run(module, *arguments, say):
-        if module == "dvc":
-            return real(module, *arguments, say=say)
-        queue = answers[arguments[0]]
-        outcome = queue.pop(0) if len(queue) > 1 else queue[0]
-        if outcome.status == 0:
-            written = {"data/x": "unchanged"} if arguments[0] == "fetch" else {"model": "gemst", "version": "3"}
-            note = "gemst version 3 is champion, joint NDCG@10 0.0670"
-            summary = {"stage": arguments[0], "written": written, "seconds": 1.0, "peak_mib": 9, "notes": [note]}
-            path = summary_path(arguments[0])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(summary))
-        return outcome
-
-    monkeypatch.setattr(pipeline, "run", run)
-    return answers
 
 
 def test_stages_follow_dvc_yaml_and_each_is_a_command():
@@ -119,7 +93,7 @@ def test_a_failed_stage_ends_the_flow_with_its_reason_and_is_not_tried_again(pro
 
 @pytest.mark.usefixtures("prefect_api")
 def test_fetch_is_tried_again_when_the_network_fails(project, outer_commands, monkeypatch):
-    monkeypatch.setattr(pipeline.fetch, "retry_delay_seconds", [0, 0])
+    monkeypatch.setattr(tasks.fetch, "retry_delay_seconds", [0, 0])
     broken = commands.Outcome(1, ("gemst: recbole==1.2.1 cannot be downloaded (no connection). Check the network",))
     outer_commands["fetch"] = [broken, commands.Outcome(0, ())]
     assert pipeline.pipeline(return_state=True).is_completed()
@@ -195,12 +169,12 @@ BUSY = (
 
 
 def test_a_lock_of_another_dvc_is_waited_for_and_never_called_removable():
-    state = pipeline._settled(commands.Outcome(1, BUSY), unchanged=False)
+    state = tasks._settled(commands.Outcome(1, BUSY), unchanged=False)
     assert state.message == BUSY[1]
-    assert pipeline._may_pass(pipeline.run_stage, None, state)
-    broken = pipeline._settled(commands.Outcome(1, ("ERROR: no such stage", "hint")), unchanged=False)
+    assert tasks._may_pass(tasks.run_stage, None, state)
+    broken = tasks._settled(commands.Outcome(1, ("ERROR: no such stage", "hint")), unchanged=False)
     assert broken.message == "no such stage"
-    assert not pipeline._may_pass(pipeline.run_stage, None, broken)
+    assert not tasks._may_pass(tasks.run_stage, None, broken)
 
 
 @pytest.fixture
@@ -241,7 +215,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         log.close()
 
 
-@pytest.mark.parametrize("module", ["flows.pipeline", "flows.compare", "flows.deploy"])
+@pytest.mark.parametrize("module", ["flows.pipeline", "flows.refresh", "flows.compare", "flows.deploy"])
 def test_a_server_that_is_away_is_one_line(module, monkeypatch, capsys):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -267,7 +241,7 @@ def test_deployments_are_made_and_nightly_is_scheduled(server):
         )
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     deployments = {d["name"]: d for d in httpx.post(f"{url}/deployments/filter", json={}, timeout=20).json()}
-    assert set(deployments) == {"demo", "nightly", "study"}
+    assert set(deployments) == {"demo", "nightly", "study", "today"}
     assert deployments["study"]["parameters"] == {"minutes": 480}
     assert deployments["demo"]["work_pool_name"] == "cpu"
     assert deployments["nightly"]["work_pool_name"] == "gpu"
