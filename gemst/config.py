@@ -187,6 +187,11 @@ class Tuning(Section):
         "chain", description="chain: one row carries many targets of a user and task"
     )
     chain_items: Positive = Field(48, description="history items in one chain row")
+    mixing: Literal["proportional", "equal"] = Field(
+        "proportional",
+        description="of the tasks in an epoch: all rows of both, or as many of each, the more frequent one's drawn "
+        "anew every time",
+    )
     batch_tokens: Positive = Field(2048, description="about so many tokens per batch, padding included")
     accumulate: Positive = Field(1, description="batches per optimizer step")
     precision: Literal["auto", "fp32", "bf16-autocast", "bf16-weights"] = Field(

@@ -97,12 +97,13 @@ def make_batches(config: Config, train: pl.DataFrame, prompter: Prompter, decode
         )
     if decoder_start is not None or tuning.layout == "single":
         return SingleBatches(
-            wanted, prompter, batch_tokens=tuning.batch_tokens, decoder_start=decoder_start, seed=config.seed
-        )
+            wanted, prompter, batch_tokens=tuning.batch_tokens, decoder_start=decoder_start,
+            equal=tuning.mixing == "equal", seed=config.seed,
+        )  # fmt: skip
     events = load_events(train, prompter, own=config.data.history == "own")  # the other task's events are history
     return ChainBatches(
         events, prompter, chain_items=tuning.chain_items, batch_tokens=tuning.batch_tokens, tasks=tasks,
-        seed=config.seed,
+        equal=tuning.mixing == "equal", seed=config.seed,
     )  # fmt: skip
 
 

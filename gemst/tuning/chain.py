@@ -35,6 +35,7 @@ class Segment:
 class ChainBatches(Batches):
     """Packs segments into rows of `row_tokens` tokens and rows into batches of `batch_tokens`.
 
+    `equal`: an epoch has as many rows of each task (equal mixing, Raffel et al. 2020, section 3.5.2).
     Events without an ID are no targets and no history. Raises GemstError when no target of `tasks` has one.
     """
 
@@ -46,9 +47,10 @@ class ChainBatches(Batches):
         chain_items: int,
         batch_tokens: int,
         tasks: tuple[int, ...] = (0, 1),
+        equal: bool = False,
         seed: int = 0,
     ) -> None:
-        self.events, self.prompter, self.tasks, self.seed = events, prompter, tasks, seed
+        self.events, self.prompter, self.tasks, self.equal, self.seed = events, prompter, tasks, equal, seed
         self.chain_items, self.batch_tokens = chain_items, batch_tokens
         self.overlap = min(prompter.max_history // 2, chain_items // 2)
         known = events.items >= 0
@@ -131,7 +133,7 @@ class ChainBatches(Batches):
         """Batches of rows of segments, recommendation first: the rows of each task are dealt evenly over the batches.
 
         Where a task has fewer rows than there are batches, as when the other one's queries are long, some go without
-        it; a larger `batch_tokens`, or several batches a step, mend that.
+        it; equal mixing, a larger `batch_tokens`, or several batches a step, mend that.
         """
         segments = self.segments(epoch)
         lengths = [self.length(s) for s in segments]
@@ -154,6 +156,9 @@ class ChainBatches(Batches):
                 else:
                     rows[task].append([segment])
                     rooms.append(row_tokens - length)
+        if self.equal:  # rows are in random order: these are drawn from all
+            fewest = min(len(of_task) for of_task in rows.values() if of_task)
+            rows = {task: of_task[:fewest] for task, of_task in rows.items()}
         per_batch = max(self.batch_tokens // row_tokens, len(self.tasks))
         count = max(1, round(sum(map(len, rows.values())) / per_batch))
         cuts = {task: np.linspace(0, len(rows[task]), count + 1).round().astype(int) for task in self.tasks}

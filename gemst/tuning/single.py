@@ -16,12 +16,14 @@ class SingleBatches(Batches):
     """Batches of about as many rows each, of similar histories, recommendation first; fewer where rows are long.
 
     Rows are drawn without regard to their task: a batch holds as many of each as chance gives it, and a small one may
-    lack a task. Examples whose target has no ID are left out; raises GemstError when none is left.
+    lack a task. `equal`: an epoch has as many examples of each task (equal mixing, Raffel et al. 2020, section 3.5.2).
+    Examples whose target has no ID are left out; raises GemstError when none is left.
     """
 
     def __init__(
-        self, train: pl.DataFrame, prompter: Prompter, *, batch_tokens: int, decoder_start: int | None, seed: int
-    ) -> None:
+        self, train: pl.DataFrame, prompter: Prompter, *, batch_tokens: int, decoder_start: int | None,
+        equal: bool = False, seed: int,
+    ) -> None:  # fmt: skip
         self.prompter, self.decoder_start, self.seed, self.batch_tokens = prompter, decoder_start, seed, batch_tokens
         target = rows_by(prompter.index, train["targets"].list.first())
         known = target >= 0
@@ -31,6 +33,8 @@ class SingleBatches(Batches):
         history = self.train["history"].list.len().to_numpy().astype(np.int64)
         self.history = np.minimum(history, prompter.max_history)
         longest = len(prompter.prefix) + prompter.max_history * prompter.token_ids.shape[1] + 24
+        counts = np.bincount(self.search, minlength=2)
+        self.each = int(counts[counts > 0].min() if equal else counts.max())  # most examples of a task in an epoch
         self.rows = max(2, batch_tokens // longest)
         self.sizes = (prompter.token_ids >= 0).sum(1)  # ID tokens of each item
         self.counted = np.full(len(self.train), -1, np.int64)  # tokens of each example, once somebody asked
@@ -39,6 +43,9 @@ class SingleBatches(Batches):
         """Row numbers of every batch, recommendation first: shuffled, bucketed by length in windows of 50 batches."""
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.train))
+        order = order[
+            np.sort(np.concatenate([np.flatnonzero(self.search[order] == task)[: self.each] for task in (0, 1)]))
+        ]
         window = 50 * self.rows
         pieces = [order[i : i + window] for i in range(0, len(order), window)]
         bucketed = np.concatenate([piece[np.argsort(self.history[piece], kind="stable")] for piece in pieces])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,7 +16,7 @@ from gemst.data import examples
 from gemst.data.tables import EVENTS, TIME, conform
 from gemst.errors import GemstError
 from gemst.prompts import Prompter
-from gemst.tuning.batches import Batches, make_batches
+from gemst.tuning.batches import Batch, Batches, make_batches
 from gemst.tuning.chain import ChainBatches, Segment
 from gemst.tuning.events import load_events
 from gemst.tuning.model import ItemModel
@@ -22,7 +24,7 @@ from gemst.tuning.single import SingleBatches
 from tests.tuning.conftest import ITEMS, gpt2, llama, make_train
 
 
-def chain(train: pl.DataFrame, prompter: Prompter, **settings: int) -> ChainBatches:
+def chain(train: pl.DataFrame, prompter: Prompter, **settings: Any) -> ChainBatches:
     return ChainBatches(load_events(train, prompter), prompter, **{"chain_items": 64, "batch_tokens": 256, **settings})
 
 
@@ -242,3 +244,29 @@ def test_long_queries_are_spread_over_rows_that_fit_a_batch(train: pl.DataFrame,
     with torch.no_grad():
         sums = [torch.cat([model(batch) for batch in batches(0)]).sum() for batches in (roomy, tight)]
     torch.testing.assert_close(*sums, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["chain", "single"])
+def test_equal_mixing_has_as_many_rows_of_each_task_and_others_every_epoch(prompter: Prompter, layout: str) -> None:
+    train = make_train(users=40)
+    rare = train.filter((pl.col("task") == "search") | (pl.int_range(pl.len()) % 5 == 0))
+    config = Config.model_validate({"tuning": {"layout": layout, "batch_tokens": 64, "chain_items": 6}})
+    equal = config.model_copy(update={"tuning": config.tuning.model_copy(update={"mixing": "equal"})})
+    (few, many), (of_each, as_many) = (
+        np.sum([of_tasks(batch) for batch in make_batches(one, rare, prompter, None)(0)], 0) for one in (config, equal)
+    )
+    assert many > 2 * few
+    assert of_each == as_many == few
+    first, second = (make_batches(equal, rare, prompter, None)(epoch) for epoch in (0, 1))
+    assert labels(first) != labels(second)
+    if layout == "chain":
+        assert all(min(of_tasks(batch)) > 0 for batch in make_batches(equal, rare, prompter, None)(0))
+
+
+def of_tasks(batch: Batch) -> tuple[int, int]:
+    """Rows of recommendation and search."""
+    return batch.boundary, len(batch.input_ids) - batch.boundary
+
+
+def labels(batches: Iterator[Batch]) -> list[int]:
+    return sorted(label for batch in batches for label in batch.labels.tolist())
