@@ -24,7 +24,8 @@ class SingleBatches(Batches):
         self, train: pl.DataFrame, prompter: Prompter, *, batch_tokens: int, decoder_start: int | None,
         equal: bool = False, seed: int,
     ) -> None:  # fmt: skip
-        self.prompter, self.decoder_start, self.seed, self.batch_tokens = prompter, decoder_start, seed, batch_tokens
+        self.prompter, self.decoder_start, self.batch_tokens = prompter, decoder_start, batch_tokens
+        self.equal, self.seed = equal, seed
         target = rows_by(prompter.index, train["targets"].list.first())
         known = target >= 0
         require_targets(known)
@@ -33,8 +34,6 @@ class SingleBatches(Batches):
         history = self.train["history"].list.len().to_numpy().astype(np.int64)
         self.history = np.minimum(history, prompter.max_history)
         longest = len(prompter.prefix) + prompter.max_history * prompter.token_ids.shape[1] + 24
-        counts = np.bincount(self.search, minlength=2)
-        self.each = int(counts[counts > 0].min() if equal else counts.max())  # most examples of a task in an epoch
         self.rows = max(2, batch_tokens // longest)
         self.sizes = (prompter.token_ids >= 0).sum(1)  # ID tokens of each item
         self.counted = np.full(len(self.train), -1, np.int64)  # tokens of each example, once somebody asked
@@ -43,9 +42,10 @@ class SingleBatches(Batches):
         """Row numbers of every batch, recommendation first: shuffled, bucketed by length in windows of 50 batches."""
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.train))
-        order = order[
-            np.sort(np.concatenate([np.flatnonzero(self.search[order] == task)[: self.each] for task in (0, 1)]))
-        ]
+        if self.equal and 0 < self.search.sum() < len(self.search):
+            of_task = [np.flatnonzero(self.search[order] == task) for task in (False, True)]
+            fewest = min(map(len, of_task))
+            order = order[np.sort(np.concatenate([places[:fewest] for places in of_task]))]
         window = 50 * self.rows
         pieces = [order[i : i + window] for i in range(0, len(order), window)]
         bucketed = np.concatenate([piece[np.argsort(self.history[piece], kind="stable")] for piece in pieces])

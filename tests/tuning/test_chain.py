@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,7 +23,7 @@ from gemst.tuning.single import SingleBatches
 from tests.tuning.conftest import ITEMS, gpt2, llama, make_train
 
 
-def chain(train: pl.DataFrame, prompter: Prompter, **settings: Any) -> ChainBatches:
+def chain(train: pl.DataFrame, prompter: Prompter, **settings: int) -> ChainBatches:
     return ChainBatches(load_events(train, prompter), prompter, **{"chain_items": 64, "batch_tokens": 256, **settings})
 
 
